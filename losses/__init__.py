@@ -1,0 +1,1 @@
+"""The zoo: one loss a file; the folder is the registry."""

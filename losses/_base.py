@@ -1,0 +1,301 @@
+"""What every loss is given, what it returns, and what it may declare that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Totals = dict[str, Tensor]
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+
+def where_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns ``values`` with exact zeros where ``mask`` is False, so that NaN and inf there change nothing.
+
+    Half precision is upcast to float32; float64 stays float64.
+    """
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+@dataclass(eq=False)
+class Scored:
+    """N completions, scored token by token; position t holds the score of completion token t.
+
+    Attributes:
+        logps: ``[N, T]`` float, log-probabilities of the tokens under the policy, with gradient (nats).
+        mask: ``[N, T]`` bool, True where the token counts. Whatever stands under False changes nothing.
+        ref_logps: ``[N, T]`` float or None, the same under the reference, without gradient.
+        kl: ``[N, T]`` float or None, KL(reference || policy) over the whole vocabulary, with gradient.
+        prompt_logps: ``[N, P]`` float or None, log-probabilities of the prompt's tokens, with gradient.
+        prompt_mask: ``[N, P]`` bool or None.
+        second_moment: ``[N, T]`` float or None, log of the sum over the vocabulary of squared policy probabilities.
+        rewards: ``[N, K-1]`` float or None, explicit rewards of the other objectives, no gradient.
+        scorers: log-probabilities ``[N, T]`` under other frozen models, by name, no gradient.
+    """
+
+    logps: Tensor
+    mask: Tensor
+    ref_logps: Tensor | None = None
+    kl: Tensor | None = None
+    prompt_logps: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    second_moment: Tensor | None = None
+    rewards: Tensor | None = None
+    scorers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"Scored.mask must be bool, found {self.mask.dtype}")
+        for name in ("mask", "ref_logps", "kl", "second_moment"):
+            other = getattr(self, name)
+            if other is not None and other.shape != self.logps.shape:
+                raise ValueError(
+                    f"Scored.{name} has shape {tuple(other.shape)}, but logps has {tuple(self.logps.shape)}"
+                )
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of tokens that count, ``[N]``, in the dtype of the log-probabilities (n in the formulas)."""
+        return self.mask.sum(-1).to(where_mask(self.logps, self.mask).dtype)
+
+    @property
+    def sum_logps(self) -> Tensor:
+        """Sum of the policy's log-probabilities over the tokens that count, ``[N]`` (L in the formulas)."""
+        return where_mask(self.logps, self.mask).sum(-1)
+
+    @property
+    def mean_logps(self) -> Tensor:
+        """``sum_logps / lengths``, ``[N]``."""
+        return self.sum_logps / self.lengths
+
+    @property
+    def sum_ref_logps(self) -> Tensor:
+        """Sum of the reference's log-probabilities, ``[N]``, detached (R in the formulas)."""
+        return where_mask(self.require("ref_logps").detach(), self.mask).sum(-1)
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """``sum_logps - sum_ref_logps``, ``[N]`` (a for chosen, b for rejected in the formulas)."""
+        return self.sum_logps - self.sum_ref_logps
+
+    @property
+    def sum_kl(self) -> Tensor:
+        """Sequence KL(reference || policy), ``[N]`` (K in the formulas)."""
+        return where_mask(self.require("kl"), self.mask).sum(-1)
+
+    def require(self, name: str) -> Tensor:
+        """Returns the optional tensor ``name`` or says that the loss was not given what it declared."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"this loss needs Scored.{name}, and none was given: does its `needs` declare it?")
+        assert isinstance(value, Tensor)
+        return value
+
+
+@dataclass(eq=False)
+class Pairs:
+    """N preference pairs.
+
+    Attributes:
+        chosen, rejected: the two completions of each prompt.
+        gold: a third completion of each prompt, for losses that need one.
+        group: ``[N]`` int64, index of the row's group in ``Facts.groups``.
+        weight: ``[N]`` float, weight of the row. The trainer multiplies the row's loss by it; a loss reads it
+            only where its totals must be weighted as the rows are.
+        margin: ``[N]`` float, by how much the chosen completion is better.
+        score_chosen, score_rejected: ``[N]`` float, scalar quality of each completion.
+    """
+
+    chosen: Scored
+    rejected: Scored
+    gold: Scored | None = None
+    group: Tensor | None = None
+    weight: Tensor | None = None
+    margin: Tensor | None = None
+    score_chosen: Tensor | None = None
+    score_rejected: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.chosen.logps.shape[0]
+
+
+@dataclass(eq=False)
+class Labelled:
+    """N single completions, each desirable or not.
+
+    Attributes:
+        completions: the completions.
+        desirable: ``[N]`` bool.
+        mismatched: the completion of another prompt under this row's prompt, scored without gradient,
+            or None where the totals already hold what the loss draws from it.
+        group, weight: as in ``Pairs``.
+    """
+
+    completions: Scored
+    desirable: Tensor
+    mismatched: Scored | None = None
+    group: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.completions.logps.shape[0]
+
+
+Batch = Pairs | Labelled
+
+
+@dataclass(eq=False)
+class LossOutput:
+    """What a loss returns.
+
+    Attributes:
+        loss: ``[N]``, differentiable; its mean over the global batch of the optimiser step is the objective.
+        chosen_rewards, rejected_rewards: ``[N]`` detached implicit rewards of pairs.
+        rewards: ``[N]`` detached implicit rewards of labelled completions.
+        metrics: name -> (sum, count), both 0-dim and detached; the trainer adds both over rows, ranks and steps.
+    """
+
+    loss: Tensor
+    chosen_rewards: Tensor | None = None
+    rejected_rewards: Tensor | None = None
+    rewards: Tensor | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss must be given; the trainer reads this and never asks a loss its name.
+
+    Attributes:
+        data: "pairs" or "labelled".
+        ref_logps: the reference's per-token log-probabilities.
+        kl: KL(reference || policy) at each position over the whole vocabulary; implies a live reference.
+        mismatched: for labelled losses, the completion of another prompt.
+        prompt_logps: log-probabilities of the prompt's tokens.
+        second_moment: log sum of squared policy probabilities at each position.
+        gold: a third completion.
+        columns: columns that every row must have ("group", "margin", "score_chosen", "rewards", ...).
+        rewards: how many explicit rewards each completion must carry.
+        scorers: names of other frozen models whose log-probabilities are needed.
+        coupled: over what the rows of a loss are coupled. "none": not at all. "step": over the optimiser step,
+            through ``totals``. "micro_batch": over the micro-batch of one rank only.
+        totals_from: where ``totals`` reads from: "masks" (known before any forward), "mismatched" (scored
+            without gradient), or "scores" (of the completions themselves).
+    """
+
+    data: Literal["pairs", "labelled"] = "pairs"
+    ref_logps: bool = False
+    kl: bool = False
+    mismatched: bool = False
+    prompt_logps: bool = False
+    second_moment: bool = False
+    gold: bool = False
+    columns: tuple[str, ...] = ()
+    rewards: int = 0
+    scorers: tuple[str, ...] = ()
+    coupled: Literal["none", "step", "micro_batch"] = "none"
+    totals_from: Literal["masks", "mismatched", "scores"] = "masks"
+
+    @property
+    def reference(self) -> bool:
+        """True if anything of the reference model is needed."""
+        return self.ref_logps or self.kl
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the training data once it is filtered.
+
+    Attributes:
+        rows: number of rows.
+        groups: name -> number of rows, in the order of the group indices; empty where rows have no group.
+        desirable, undesirable: label counts of labelled data.
+        objectives: names of the explicit rewards that rows carry, in order.
+    """
+
+    rows: int
+    groups: Mapping[str, int] = field(default_factory=dict)
+    desirable: int = 0
+    undesirable: int = 0
+    objectives: tuple[str, ...] = ()
+
+
+class Loss(nn.Module):
+    """A loss over a batch of scored completions.
+
+    Subclasses have an explicit, typed and validated ``__init__``, set ``self.needs`` there (or as a class
+    attribute), and implement ``forward``. A loss sees tensors only: never a model, a file or a collective.
+    """
+
+    needs: Needs = Needs()
+
+    def bind(self, facts: Facts) -> None:
+        """Takes note of the training data, once, after it is filtered. Raises ValueError if it cannot be trained on."""
+
+    def totals(self, batch: Batch) -> Totals:
+        """Returns detached tensors of fixed shape that add over rows: zeros for a batch of no rows."""
+        return {}
+
+    def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
+        """Returns the loss of each row. ``totals`` are summed over the optimiser step; None means: this batch alone.
+
+        Pure: no state moves here.
+        """
+        raise NotImplementedError
+
+    def update(self, totals: Totals) -> None:
+        """Moves state; called once per optimiser step in training, never in evaluation."""
+
+
+# ---- shared arithmetic -------------------------------------------------------------------------------------------
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(sigmoid(x)) = -softplus(-x), exact for large |x|."""
+    return -F.softplus(-x)
+
+
+def mean_metric(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns (sum, count) of ``values [N]``, over the rows where ``where`` is True, as ``LossOutput.metrics`` wants."""
+    values = values.detach()
+    if where is None:
+        return values.sum(), torch.tensor(float(values.numel()), device=values.device)
+    return where_mask(values, where).sum(), where.sum().to(torch.float32)
+
+
+# ---- shared checks of options ------------------------------------------------------------------------------------
+
+
+def check_positive(name: str, value: float) -> float:
+    """Returns ``value`` if it is finite and > 0, else raises ValueError naming the option."""
+    if not (0 < value < float("inf")):
+        raise ValueError(f"{name} must be a finite number > 0, found {value!r}")
+    return value
+
+
+def check_non_negative(name: str, value: float) -> float:
+    """Returns ``value`` if it is finite and >= 0, else raises ValueError naming the option."""
+    if not (0 <= value < float("inf")):
+        raise ValueError(f"{name} must be a finite number >= 0, found {value!r}")
+    return value
+
+
+def check_interval(name: str, value: float, low: float, high: float, *, closed: bool = False) -> float:
+    """Returns ``value`` if low <= value < high (<= high where ``closed``), else raises ValueError naming the option."""
+    if not (low <= value < high or (closed and value == high)):
+        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, found {value!r}")
+    return value
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Returns ``value`` if it is one of ``allowed``, else raises ValueError naming the option."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
+    return value
