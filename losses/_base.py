@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -232,9 +232,17 @@ class Loss(nn.Module):
 
     Subclasses have an explicit, typed and validated ``__init__``, set ``self.needs`` there (or as a class
     attribute), and implement ``forward``. A loss sees tensors only: never a model, a file or a collective.
+
+    Attributes:
+        needs: what the loss must be given; may depend on the options.
+        stops_gradient: fields of ``Scored`` whose gradient the formula stops on purpose somewhere, so that finite
+            differences and autograd are meant to differ there; ``_contract.check`` does not compare them.
+        aliases: other names of this loss in configs, each with the options it stands for.
     """
 
     needs: Needs = Needs()
+    stops_gradient: tuple[str, ...] = ()
+    aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def bind(self, facts: Facts) -> None:
         """Takes note of the training data, once, after it is filtered. Raises ValueError if it cannot be trained on."""
@@ -251,7 +259,11 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def update(self, totals: Totals) -> None:
-        """Moves state; called once per optimiser step in training, never in evaluation."""
+        """Moves state; never called in evaluation.
+
+        Called once per optimiser step, after its forwards, with the totals of the step; where ``needs.coupled`` is
+        "micro_batch", once per micro-batch, after its forward, with the totals of that micro-batch.
+        """
 
 
 # ---- shared arithmetic -------------------------------------------------------------------------------------------
@@ -263,11 +275,55 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
 
 def mean_metric(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns (sum, count) of ``values [N]``, over the rows where ``where`` is True, as ``LossOutput.metrics`` wants."""
+    """Returns (sum, count) of ``values [N]`` over the rows in ``where``, as ``LossOutput.metrics`` wants it."""
     values = values.detach()
     if where is None:
         return values.sum(), torch.tensor(float(values.numel()), device=values.device)
     return where_mask(values, where).sum(), where.sum().to(torch.float32)
+
+
+def pairs_of(batch: Batch) -> Pairs:
+    """Returns ``batch`` if it holds pairs, else raises ValueError."""
+    if not isinstance(batch, Pairs):
+        raise ValueError(f"this loss compares pairs, and was given {type(batch).__name__}")
+    return batch
+
+
+def labelled_of(batch: Batch) -> Labelled:
+    """Returns ``batch`` if it holds labelled completions, else raises ValueError."""
+    if not isinstance(batch, Labelled):
+        raise ValueError(f"this loss reads labelled completions, and was given {type(batch).__name__}")
+    return batch
+
+
+def row_weights(batch: Batch, like: Tensor) -> Tensor:
+    """Returns the weights of the rows, ``[N]``, ones where the batch carries none, in the dtype of ``like``."""
+    if batch.weight is None:
+        return torch.ones(len(batch), dtype=like.dtype, device=like.device)
+    return batch.weight.detach().to(like)
+
+
+def weighted_total(values: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
+    """Returns the detached 0-dim sum of ``values [N]``, weighted as the rows are; rows of weight 0 add nothing."""
+    weights = row_weights(batch, values)
+    counts = weights != 0 if where is None else where & (weights != 0)
+    return (where_mask(values.detach(), counts) * weights).sum()
+
+
+def row_metric(values: Tensor, batch: Batch, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns (sum, count) of ``values [N]`` over the rows in ``where`` that count, that is whose weight is not 0."""
+    counts = row_weights(batch, values) != 0
+    return mean_metric(values, counts if where is None else counts & where)
+
+
+def pair_output(pairs: Pairs, loss: Tensor, beta: float, metrics: Metrics | None = None) -> LossOutput:
+    """Returns ``loss [N]`` with the implicit rewards ``beta * log_ratios`` of a reference-based pairwise loss."""
+    return LossOutput(
+        loss=loss,
+        chosen_rewards=beta * pairs.chosen.log_ratios.detach(),
+        rejected_rewards=beta * pairs.rejected.log_ratios.detach(),
+        metrics=metrics or {},
+    )
 
 
 # ---- shared checks of options ------------------------------------------------------------------------------------

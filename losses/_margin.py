@@ -1,0 +1,32 @@
+"""The family of losses that depend on a pair only through its margin."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, check_positive, pair_output, pairs_of
+
+
+class MarginLoss(Loss):
+    """A loss of the margin ``z = beta * (a - b)``, where a and b are the log-ratios of chosen and rejected.
+
+    Subclasses implement ``of_margin``. Losses that shift or scale the margin take any of this family as their base.
+    """
+
+    needs = Needs(ref_logps=True)
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = check_positive("beta", beta)
+
+    def margin(self, pairs: Pairs) -> Tensor:
+        """Returns ``z = beta * (a - b)``, ``[N]``, with gradient."""
+        return self.beta * (pairs.chosen.log_ratios - pairs.rejected.log_ratios)
+
+    def of_margin(self, z: Tensor) -> Tensor:
+        """Returns the loss of each row, ``[N]``, as a function of its margin ``z [N]``."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
+        pairs = pairs_of(batch)
+        return pair_output(pairs, self.of_margin(self.margin(pairs)), self.beta)
