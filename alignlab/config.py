@@ -1,0 +1,366 @@
+"""The typed configuration of a run: trainer arguments, loss, model, data and adapter, from Python or from YAML."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from transformers import TrainingArguments
+
+from .config_parser import Key, Schema, Values, read_yaml, split_command_line, unknown_key, write_yaml
+
+Source = dict[str, Any]  # {path, weight, split, name, columns}: one part of a mixture
+_SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
+_HIDDEN = ("parallelism_config", "local_rank", "hub_token")  # a Python object, the launcher's, a secret
+
+_IN_LOSS = (
+    "label_smoothing desirable_weight undesirable_weight f_divergence_type f_alpha_divergence_coef ld_alpha "
+    "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
+)
+_MOVED = {  # keys that people know from elsewhere -> what to write here
+    "beta": "it is an option of the loss: write `loss: {beta: ...}`",
+    "loss_type": "the loss is chosen by its name: write `loss: {name: ...}` (`alignlab losses` lists them)",
+    **{key: f"options of the loss live in its block: write `loss: {{{key}: ...}}`" for key in _IN_LOSS.split()},
+    "model_name_or_path": "write `model: {name_or_path: ...}`",
+    "torch_dtype": "write `model: {dtype: ...}`",
+    "dtype": "write `model: {dtype: ...}`",
+    "model_revision": "write `model: {revision: ...}`",
+    "attn_implementation": "write `model: {attn_implementation: ...}`",
+    "trust_remote_code": "write `model: {trust_remote_code: ...}`",
+    "load_in_4bit": "write `model: {load_in_4bit: ...}`",
+    "load_in_8bit": "write `model: {load_in_8bit: ...}`",
+    "use_peft": "an adapter is made where there is a block `peft: {r: 16, ...}`",
+    "lora_r": "write `peft: {r: ...}`",
+    "lora_alpha": "write `peft: {lora_alpha: ...}`",
+    "lora_dropout": "write `peft: {lora_dropout: ...}`",
+    "lora_target_modules": "write `peft: {target_modules: ...}`",
+    "dataset_name": "write `data: {train: ...}`",
+    "precompute_ref_log_probs": "scores of the reference are cached by default: write `reference: cached` to insist",
+    "ref_model": "write `ref_model_name_or_path: ...`",
+    "reference_free": "write `reference: none`",
+    "max_prompt_length": "`max_length` bounds prompt and completion together, as in TRL",
+    "padding_free": "rows are packed without padding wherever the model can take it; there is nothing to switch on",
+    "warmup_ratio": "write `warmup_steps: 0.1`; a value below 1 is a share of all steps",
+    "evaluation_strategy": "write `eval_strategy: ...`",
+    "no_cuda": "write `use_cpu: true`",
+    "group_by_length": "write `train_sampling_strategy: random` or `sequential`; packing needs no grouping by length",
+    "parallelism_config": "it is a Python object: use PreferenceTrainer from Python",
+    "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
+}
+
+Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
+    """``transformers.TrainingArguments`` plus what preference training needs; options of the loss live in the loss.
+
+    Names and meanings are TRL's where TRL has them. Defaults that differ from TRL's: ``bf16`` and
+    ``gradient_checkpointing`` are off, because the same config must run on any machine.
+    """
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate of the optimiser."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1: a share of them."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where metrics are reported to."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: rows carry own columns."})
+    label_names: list[str] | None = field(default_factory=list, metadata={"help": "Must stay empty."})
+
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Tokens of prompt and completion together; longer rows are truncated."}
+    )
+    truncation_mode: Literal["keep_start", "keep_end"] = field(
+        default="keep_start", metadata={"help": "Which end of a row that is too long is kept."}
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "A bad row stops the run, or is written to rejected_rows.jsonl."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
+    reference: Reference = field(
+        default="auto",
+        metadata={
+            "help": "Where reference scores come from; auto: none where the loss needs none, cached where it needs "
+            "log-probabilities, live where it needs whole distributions."
+        },
+    )
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Another model as the reference; by default the policy as it starts."}
+    )
+    ref_adapter: str | None = field(default=None, metadata={"help": "A saved adapter that makes the reference."})
+    score_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the scores of frozen models; by default under the user's cache."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows per batch while scoring; by default per_device_train_batch_size."}
+    )
+    allow_reference_mismatch: bool = field(
+        default=False, metadata={"help": "Go on although policy and reference differ before the first step."}
+    )
+    reference_tolerance: float | None = field(
+        default=None,
+        metadata={"help": "Largest such difference, nats; by default 1e-3 in fp32, 0.1 in half precision."},
+    )
+    scorers: dict[str, str] | None = field(
+        default=None, metadata={"help": "Further frozen models that the loss draws on (MODPO), name: path."}
+    )
+    coupled_totals: Literal["exact", "previous_step"] = field(
+        default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
+    )
+
+    def __post_init__(self) -> None:
+        check_training_options(vars(self))
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The policy: which model, how it is loaded and what is saved of it."""
+
+    name_or_path: str = field(metadata={"help": "A folder or a hub id; a folder with an adapter brings its base."})
+    tokenizer: str | None = field(default=None, metadata={"help": "By default that of the model."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Of the weights in memory; auto: as they were saved."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    adapter: str | None = field(default=None, metadata={"help": "A saved PEFT adapter to go on training."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 4 bits (bitsandbytes)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 8 bits (bitsandbytes)."})
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "The 4-bit number format."})
+    bnb_4bit_use_double_quant: bool = field(default=True, metadata={"help": "Quantise the scales as well."})
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the arithmetic on 4-bit weights; by default `model.dtype`."}
+    )
+    chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; by default the tokenizer's own."})
+    merge_adapter: bool = field(default=False, metadata={"help": "Also save the model with its adapter merged in."})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the rows come from: files, folders, hub ids, or weighted mixtures of them."""
+
+    train: str | list[str | Source] = field(
+        metadata={"help": "A file, a folder, a hub id, or a list of those or of {path, weight, split, name, columns}."}
+    )
+    eval: str | list[str | Source] | dict[str, str | list[str | Source]] | None = field(
+        default=None, metadata={"help": "The same, or a mapping from the name of each evaluation set to the same."}
+    )
+    eval_rows: int | None = field(
+        default=None, metadata={"help": "Hold that many rows of `train` out for evaluation, chosen by their content."}
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, checked: the loss builds, the adapter's options exist, no combination is impossible."""
+
+    loss: Values
+    model: ModelOptions
+    data: DataConfig
+    peft: Values | None = None
+    training: Values = field(default_factory=dict)  # the flat keys of PreferenceConfig
+
+    def __post_init__(self) -> None:
+        check_training_options(self.training)
+        _check_sources(self.data)
+        _check_loss(self.loss)
+        if self.peft is not None:
+            _check_peft(self.peft)
+        _check_combinations(self)
+
+    def training_args(self) -> PreferenceConfig:
+        """Builds the trainer's arguments; this is what initialises devices and the distributed backend."""
+        values = dict(self.training)
+        if isinstance(values.get("deepspeed"), str):
+            values["deepspeed"] = str(find_config(values["deepspeed"]))
+        return PreferenceConfig(**values)
+
+    def to_dict(self) -> Values:
+        """Returns the config as ``load_config`` takes it, defaults included."""
+        blocks = {"loss": self.loss, "model": asdict(self.model), "data": asdict(self.data), "peft": self.peft}
+        return {**blocks, **self.training}
+
+    def to_yaml(self) -> str:
+        """Returns the resolved config as YAML; loading that gives the same config."""
+        return write_yaml(self.to_dict())
+
+
+def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads and checks a config without loading a model, data or the distributed backend.
+
+    Args:
+        config: a YAML file, the name of a shipped config, or the values themselves. Paths in a config are relative
+            to the working directory.
+        overrides: command-line words, ``["--loss.beta", "0.2", "--learning_rate=1e-6"]``.
+
+    Raises:
+        ValueError: unknown or duplicate key, wrong type, impossible combination; names the dotted key.
+        FileNotFoundError: no such config; names the shipped ones.
+    """
+    extra, options = split_command_line(overrides)
+    if extra is not None:
+        raise ValueError(f"overrides start with --, found {extra!r}")
+    values = dict(config) if isinstance(config, Mapping) else read_yaml(find_config(config))
+    values = schema().override(values, options)
+    for key, advice in _MOVED.items():
+        if key in values:
+            raise ValueError(f"{key}: not a key of this config; {advice}")
+    if values.get("output_dir") is None:
+        values["output_dir"] = f"runs/{'run' if isinstance(config, Mapping) else Path(config).stem}"
+    checked = schema().check(values)
+    model, data = ModelOptions(**checked.pop("model")), DataConfig(**checked.pop("data"))
+    return RunConfig(checked.pop("loss"), model, data, checked.pop("peft"), checked)
+
+
+def find_config(name: str | Path) -> Path:
+    """Returns the file called ``name``, or the shipped config of that name (with or without ``.yaml``)."""
+    path, folder = Path(name), Path(str(resources.files("alignlab.configs")))
+    candidates = [path]
+    if path.name == str(name):  # a bare name
+        candidates += [folder / path.name, folder / f"{path.name}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".json")))
+    raise FileNotFoundError(f"no config {str(name)!r}; shipped ones, found by their bare name: {shipped}")
+
+
+@cache
+def schema() -> Schema:
+    """Returns the keys of a config, in groups as the help shows them."""
+    result = Schema()
+    loss_help = "Name of the loss and its options: {name: dpo, beta: 0.1}; `alignlab losses` lists them."
+    peft_help = "Options of a new adapter under their PEFT names: {r: 16}; `peft_type` is LORA unless given."
+    result.add("loss", [Key("loss", Values, MISSING, loss_help)])
+    result.add_dataclass("model", ModelOptions, prefix="model.")
+    result.add_dataclass("data", DataConfig, prefix="data.")
+    result.add("adapter", [Key("peft", Values | None, None, peft_help)])
+    theirs = {one.name for one in fields(TrainingArguments)}
+    result.add_dataclass("preference training", PreferenceConfig, skip=theirs)
+    ours = {one.name for one in fields(PreferenceConfig)} - theirs
+    result.add_dataclass("transformers.TrainingArguments", PreferenceConfig, skip=ours | {*_HIDDEN}, help=_their_help)
+    return result
+
+
+def _their_help(name: str) -> str:
+    """Returns the first sentence that the docstring of TrainingArguments has for an argument."""
+    found = re.search(rf"^ +{name} \(.*\):\n((?:.*\S.*\n)+)", inspect.getdoc(TrainingArguments) or "", re.MULTILINE)
+    return re.split(r"(?<=\.)\s", " ".join(found[1].split()))[0] if found else ""
+
+
+def check_training_options(values: Mapping[str, Any]) -> None:
+    """Raises a ValueError for options that cannot work here or would silently do nothing."""
+    for name, hint in _choices().items():
+        if values.get(name, get_args(hint)[0]) not in get_args(hint):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, found {values[name]!r}")
+    for name, (harmless, reason) in _CANNOT_WORK.items():
+        if values.get(name, harmless[0]) not in harmless:
+            raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
+    if values.get("bf16") and values.get("fp16"):
+        raise ValueError("bf16 and fp16 are both true: choose one")
+    for name, least in (("max_length", 2), ("precompute_ref_batch_size", 1), ("per_device_train_batch_size", 1)):
+        value = values.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, found {value}")
+    for name in ("ref_model_name_or_path", "ref_adapter"):
+        if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
+            raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")
+
+
+@cache
+def _choices() -> dict[str, Any]:
+    own = {one.name for one in fields(PreferenceConfig)} - {one.name for one in fields(TrainingArguments)}
+    hints = get_type_hints(PreferenceConfig)
+    return {name: hints[name] for name in sorted(own) if getattr(hints[name], "__origin__", None) is Literal}
+
+
+_CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
+    "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
+    "use_liger_kernel": ((False,), "it fuses a loss over labels into the model; the loss here is a preference loss"),
+    "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
+    "include_num_input_tokens_seen": (("no", False), "it counts columns that batches of pairs do not have"),
+    "average_tokens_across_devices": ((True,), "the objective is the mean over the rows of all ranks, not over tokens"),
+    "auto_find_batch_size": ((False,), "a changed batch size changes the optimiser step; set it yourself"),
+    "remove_unused_columns": ((False,), "it would drop the columns that the loss draws on"),
+    "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
+    "label_names": (([], None), "batches of preferences have no labels"),
+}
+
+
+def _check_sources(data: DataConfig) -> None:
+    """Checks the keys of mixtures; what stands behind them is checked when it is read."""
+    evals = data.eval if isinstance(data.eval, dict) else {"": data.eval}
+    named = {"data.train": data.train, **{f"data.eval.{name}".rstrip("."): one for name, one in evals.items()}}
+    for where, source in named.items():
+        for index, part in enumerate(source if isinstance(source, list) else ()):
+            if not isinstance(part, dict):
+                continue
+            for key in part:
+                if key not in _SOURCE_KEYS:
+                    raise unknown_key(f"{where}[{index}].{key}", _SOURCE_KEYS)
+            if "path" not in part:
+                raise ValueError(f"{where}[{index}].path: required, and not given")
+    if data.eval is not None and data.eval_rows is not None:
+        raise ValueError("data.eval and data.eval_rows are both given: evaluate on a set, or hold rows out")
+    if data.eval_rows is not None and data.eval_rows < 1:
+        raise ValueError(f"data.eval_rows: expected at least 1, found {data.eval_rows}")
+
+
+def _check_loss(options: Values) -> None:
+    """Builds the loss once, so that an unknown name or option stops the run before anything is loaded."""
+    from . import losses
+
+    losses.build(options)
+
+
+def _check_peft(options: Values) -> None:
+    """Checks names and types of an adapter's options against its PEFT class."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(options.get("peft_type", "LORA"))
+    if kind not in classes:
+        raise ValueError(f"peft.peft_type: expected one of {', '.join(sorted(classes))}, found {kind!r}")
+    free = {"peft_type", "task_type"}
+    if str(options.get("init_lora_weights")).startswith("pissa_niter_"):
+        free.add("init_lora_weights")  # a pattern that the annotation cannot express
+    names = {one.name for one in fields(classes[kind])}
+    for key in options:
+        if key not in names:
+            raise unknown_key(f"peft.{key}", names)
+    checked = {key: value for key, value in options.items() if key not in free}
+    keys = Schema()
+    keys.add_dataclass("peft", classes[kind], prefix="peft.", skip=names - set(checked))
+    if checked:
+        keys.check({"peft": checked})
+    try:
+        classes[kind](**{key: value for key, value in options.items() if key != "peft_type"})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"peft: {error}") from error
+
+
+def _check_combinations(config: RunConfig) -> None:
+    model, training = config.model, config.training
+    if model.load_in_4bit and model.load_in_8bit:
+        raise ValueError("model.load_in_4bit and model.load_in_8bit are both true: choose one")
+    if config.peft is not None and model.adapter is not None:
+        raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
+    has_adapter = config.peft is not None or model.adapter is not None
+    adapter_folder = (Path(model.name_or_path) / "adapter_config.json").is_file()
+    if not has_adapter and not adapter_folder:
+        for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):
+            if getattr(model, name):
+                raise ValueError(f"model.{name}: needs an adapter; add a block such as `peft: {{r: 16}}`")
+        if training.get("reference") == "adapter_off":
+            raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
+    evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
+    if evaluates and config.data.eval is None and config.data.eval_rows is None:
+        raise ValueError("eval_strategy: nothing to evaluate on; give data.eval or data.eval_rows")
