@@ -9,51 +9,17 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
-from .config_parser import Key, Schema, Values, read_yaml, split_command_line, unknown_key, write_yaml
+from . import losses
+from .config_checks import check_combinations, check_peft, check_sources, check_training_options, refuse_moved
+from .config_parser import Key, Schema, Values, read_yaml, split_command_line, write_yaml
 
 Source = dict[str, Any]  # {path, weight, split, name, columns}: one part of a mixture
-_SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
 _HIDDEN = ("parallelism_config", "local_rank", "hub_token")  # a Python object, the launcher's, a secret
-
-_IN_LOSS = (
-    "label_smoothing desirable_weight undesirable_weight f_divergence_type f_alpha_divergence_coef ld_alpha "
-    "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
-)
-_MOVED = {  # keys that people know from elsewhere -> what to write here
-    "beta": "it is an option of the loss: write `loss: {beta: ...}`",
-    "loss_type": "the loss is chosen by its name: write `loss: {name: ...}` (`alignlab losses` lists them)",
-    **{key: f"options of the loss live in its block: write `loss: {{{key}: ...}}`" for key in _IN_LOSS.split()},
-    "model_name_or_path": "write `model: {name_or_path: ...}`",
-    "torch_dtype": "write `model: {dtype: ...}`",
-    "dtype": "write `model: {dtype: ...}`",
-    "model_revision": "write `model: {revision: ...}`",
-    "attn_implementation": "write `model: {attn_implementation: ...}`",
-    "trust_remote_code": "write `model: {trust_remote_code: ...}`",
-    "load_in_4bit": "write `model: {load_in_4bit: ...}`",
-    "load_in_8bit": "write `model: {load_in_8bit: ...}`",
-    "use_peft": "an adapter is made where there is a block `peft: {r: 16, ...}`",
-    "lora_r": "write `peft: {r: ...}`",
-    "lora_alpha": "write `peft: {lora_alpha: ...}`",
-    "lora_dropout": "write `peft: {lora_dropout: ...}`",
-    "lora_target_modules": "write `peft: {target_modules: ...}`",
-    "dataset_name": "write `data: {train: ...}`",
-    "precompute_ref_log_probs": "scores of the reference are cached by default: write `reference: cached` to insist",
-    "ref_model": "write `ref_model_name_or_path: ...`",
-    "reference_free": "write `reference: none`",
-    "max_prompt_length": "`max_length` bounds prompt and completion together, as in TRL",
-    "padding_free": "rows are packed without padding wherever the model can take it; there is nothing to switch on",
-    "warmup_ratio": "write `warmup_steps: 0.1`; a value below 1 is a share of all steps",
-    "evaluation_strategy": "write `eval_strategy: ...`",
-    "no_cuda": "write `use_cpu: true`",
-    "group_by_length": "write `train_sampling_strategy: random` or `sequential`; packing needs no grouping by length",
-    "parallelism_config": "it is a Python object: use PreferenceTrainer from Python",
-    "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
-}
 
 Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -115,7 +81,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        check_training_options(vars(self))
+        check_training_options(vars(self), _hints())
         if not torch.accelerator.is_available():
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
         super().__post_init__()
@@ -169,12 +135,12 @@ class RunConfig:
     training: Values = field(default_factory=dict)  # the flat keys of PreferenceConfig
 
     def __post_init__(self) -> None:
-        check_training_options(self.training)
-        _check_sources(self.data)
-        _check_loss(self.loss)
+        check_training_options(self.training, _hints())
+        check_sources(self.data)
+        losses.build(self.loss)  # an unknown name or option stops the run before anything is loaded
         if self.peft is not None:
-            _check_peft(self.peft)
-        _check_combinations(self)
+            check_peft(self.peft)
+        check_combinations(self)
 
     def training_args(self) -> PreferenceConfig:
         """Builds the trainer's arguments; this is what initialises devices and the distributed backend."""
@@ -210,9 +176,7 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise ValueError(f"overrides start with --, found {extra!r}")
     values = dict(config) if isinstance(config, Mapping) else read_yaml(find_config(config))
     values = schema().override(values, options)
-    for key, advice in _MOVED.items():
-        if key in values:
-            raise ValueError(f"{key}: not a key of this config; {advice}")
+    refuse_moved(values)
     if values.get("output_dir") is None:
         values["output_dir"] = f"runs/{'run' if isinstance(config, Mapping) else Path(config).stem}"
     checked = schema().check(values)
@@ -250,117 +214,12 @@ def schema() -> Schema:
     return result
 
 
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(PreferenceConfig)
+
+
 def _their_help(name: str) -> str:
     """Returns the first sentence that the docstring of TrainingArguments has for an argument."""
     found = re.search(rf"^ +{name} \(.*\):\n((?:.*\S.*\n)+)", inspect.getdoc(TrainingArguments) or "", re.MULTILINE)
     return re.split(r"(?<=\.)\s", " ".join(found[1].split()))[0] if found else ""
-
-
-def check_training_options(values: Mapping[str, Any]) -> None:
-    """Raises a ValueError for options that cannot work here or would silently do nothing."""
-    for name, hint in _choices().items():
-        if values.get(name, get_args(hint)[0]) not in get_args(hint):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, found {values[name]!r}")
-    for name, (harmless, reason) in _CANNOT_WORK.items():
-        if values.get(name, harmless[0]) not in harmless:
-            raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
-    if values.get("bf16") and values.get("fp16"):
-        raise ValueError("bf16 and fp16 are both true: choose one")
-    for name, least in (("max_length", 2), ("precompute_ref_batch_size", 1), ("per_device_train_batch_size", 1)):
-        value = values.get(name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, found {value}")
-    for name in ("ref_model_name_or_path", "ref_adapter"):
-        if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
-            raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")
-
-
-@cache
-def _choices() -> dict[str, Any]:
-    own = {one.name for one in fields(PreferenceConfig)} - {one.name for one in fields(TrainingArguments)}
-    hints = get_type_hints(PreferenceConfig)
-    return {name: hints[name] for name in sorted(own) if getattr(hints[name], "__origin__", None) is Literal}
-
-
-_CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
-    "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
-    "use_liger_kernel": ((False,), "it fuses a loss over labels into the model; the loss here is a preference loss"),
-    "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
-    "include_num_input_tokens_seen": (("no", False), "it counts columns that batches of pairs do not have"),
-    "average_tokens_across_devices": ((True,), "the objective is the mean over the rows of all ranks, not over tokens"),
-    "auto_find_batch_size": ((False,), "a changed batch size changes the optimiser step; set it yourself"),
-    "remove_unused_columns": ((False,), "it would drop the columns that the loss draws on"),
-    "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
-    "label_names": (([], None), "batches of preferences have no labels"),
-}
-
-
-def _check_sources(data: DataConfig) -> None:
-    """Checks the keys of mixtures; what stands behind them is checked when it is read."""
-    evals = data.eval if isinstance(data.eval, dict) else {"": data.eval}
-    named = {"data.train": data.train, **{f"data.eval.{name}".rstrip("."): one for name, one in evals.items()}}
-    for where, source in named.items():
-        for index, part in enumerate(source if isinstance(source, list) else ()):
-            if not isinstance(part, dict):
-                continue
-            for key in part:
-                if key not in _SOURCE_KEYS:
-                    raise unknown_key(f"{where}[{index}].{key}", _SOURCE_KEYS)
-            if "path" not in part:
-                raise ValueError(f"{where}[{index}].path: required, and not given")
-    if data.eval is not None and data.eval_rows is not None:
-        raise ValueError("data.eval and data.eval_rows are both given: evaluate on a set, or hold rows out")
-    if data.eval_rows is not None and data.eval_rows < 1:
-        raise ValueError(f"data.eval_rows: expected at least 1, found {data.eval_rows}")
-
-
-def _check_loss(options: Values) -> None:
-    """Builds the loss once, so that an unknown name or option stops the run before anything is loaded."""
-    from . import losses
-
-    losses.build(options)
-
-
-def _check_peft(options: Values) -> None:
-    """Checks names and types of an adapter's options against its PEFT class."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    kind = str(options.get("peft_type", "LORA"))
-    if kind not in classes:
-        raise ValueError(f"peft.peft_type: expected one of {', '.join(sorted(classes))}, found {kind!r}")
-    free = {"peft_type", "task_type"}
-    if str(options.get("init_lora_weights")).startswith("pissa_niter_"):
-        free.add("init_lora_weights")  # a pattern that the annotation cannot express
-    names = {one.name for one in fields(classes[kind])}
-    for key in options:
-        if key not in names:
-            raise unknown_key(f"peft.{key}", names)
-    checked = {key: value for key, value in options.items() if key not in free}
-    keys = Schema()
-    keys.add_dataclass("peft", classes[kind], prefix="peft.", skip=names - set(checked))
-    if checked:
-        keys.check({"peft": checked})
-    try:
-        classes[kind](**{key: value for key, value in options.items() if key != "peft_type"})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"peft: {error}") from error
-
-
-def _check_combinations(config: RunConfig) -> None:
-    model, training = config.model, config.training
-    if model.load_in_4bit and model.load_in_8bit:
-        raise ValueError("model.load_in_4bit and model.load_in_8bit are both true: choose one")
-    if config.peft is not None and model.adapter is not None:
-        raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
-    has_adapter = config.peft is not None or model.adapter is not None
-    adapter_folder = (Path(model.name_or_path) / "adapter_config.json").is_file()
-    if not has_adapter and not adapter_folder:
-        for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):
-            if getattr(model, name):
-                raise ValueError(f"model.{name}: needs an adapter; add a block such as `peft: {{r: 16}}`")
-        if training.get("reference") == "adapter_off":
-            raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
-    evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
-    if evaluates and config.data.eval is None and config.data.eval_rows is None:
-        raise ValueError("eval_strategy: nothing to evaluate on; give data.eval or data.eval_rows")
