@@ -1,0 +1,96 @@
+"""Optional columns of a row: group, weight, margin, scores and rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .options import DataOptions
+from .schema import RowError
+
+NUMBERS = ("weight", "margin", "score_chosen", "score_rejected")
+PAIR_REWARDS = ("rewards_chosen", "rewards_rejected")
+
+
+def parse_columns(raw: Mapping[str, Any], is_pair: bool, options: DataOptions) -> dict[str, Any]:
+    """Reads and checks the optional columns; named rewards stay mappings, to be ordered once their names are known.
+
+    Raises:
+        RowError: a required column is missing, a number is NaN or infinite, a weight negative, a type wrong.
+    """
+    found: dict[str, Any] = {}
+    if raw.get("group") is not None:
+        found["group"] = _group(raw["group"])
+    for name in NUMBERS:
+        if raw.get(name) is not None:
+            found[name] = _number(raw[name], name)
+    if found.get("weight", 1.0) < 0:
+        raise RowError(f"weight is {found['weight']}; it must be 0 or more")
+    for name in PAIR_REWARDS if is_pair else ("rewards",):
+        if raw.get(name) is not None:
+            found[name] = _rewards(raw[name], name, options)
+    _require(found, is_pair, options)
+    return found
+
+
+def _require(found: dict[str, Any], is_pair: bool, options: DataOptions) -> None:
+    rewards = PAIR_REWARDS if is_pair else ("rewards",)
+    wanted = [column for column in options.columns if column != "rewards"]
+    if "rewards" in options.columns or options.rewards:
+        wanted += rewards
+    for column in wanted:
+        if column not in found:
+            raise RowError(f"{column} is missing, and the loss needs it")
+    for column in rewards:
+        if options.rewards and len(found[column]) != options.rewards:
+            raise RowError(f"{column} has {len(found[column])} rewards, the loss needs {options.rewards}")
+
+
+def _group(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError(f"group is of type {type(value).__name__}; allowed are text and whole numbers")
+    if not str(value).strip():
+        raise RowError("group is empty")
+    return str(value)
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"{field} is {value!r} of type {type(value).__name__}; it must be a number")
+    if not math.isfinite(value):
+        raise RowError(f"{field} is {value}; it must be a finite number")
+    return float(value)
+
+
+def _rewards(value: Any, field: str, options: DataOptions) -> list[float] | dict[str, float]:
+    if isinstance(value, Mapping):
+        named = {name: _number(item, f"{field}.{name}") for name, item in value.items() if item is not None}
+        if options.reward_names and set(named) != set(options.reward_names):
+            raise RowError(f"{field} names {', '.join(named)}; the run names {', '.join(options.reward_names)}")
+        return named
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{field} must be a list of numbers or a mapping from objective to number, found {value!r}")
+    return [_number(item, f"{field}[{index}]") for index, item in enumerate(value)]
+
+
+class RewardOrder:
+    """Turns named rewards into lists, in one order for all rows."""
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self.names = names
+
+    def apply(self, columns: dict[str, Any]) -> None:
+        """Replaces mappings by lists, in place.
+
+        Raises:
+            RowError: a row names other objectives than the rows before it.
+        """
+        for column in (*PAIR_REWARDS, "rewards"):
+            named = columns.get(column)
+            if not isinstance(named, dict):
+                continue
+            self.names = self.names or tuple(sorted(named))
+            if set(named) != set(self.names):
+                raise RowError(f"{column} names {', '.join(named)}; earlier rows named {', '.join(self.names)}")
+            columns[column] = [named[name] for name in self.names]

@@ -1,0 +1,202 @@
+"""The forms in which people keep preference rows, each turned into the canonical row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .columns import NUMBERS, PAIR_REWARDS, parse_columns
+from .dialogue import common_prefix, is_dialogue, split_dialogues
+from .messages import as_messages, as_tools, without_none
+from .options import DataOptions
+from .schema import Message, Row, RowError, Segment
+
+TEXT_FIELDS = ("prompt", "chosen", "rejected", "gold", "completion", "messages", "conversations", "system", "tools")
+ALPACA_FIELDS = ("instruction", "input", "output", "history")
+KNOWN_FIELDS = {*TEXT_FIELDS, *ALPACA_FIELDS, *NUMBERS, *PAIR_REWARDS}
+KNOWN_FIELDS |= {"rewards", "group", "label", "kto_tag", "chat_template_kwargs"}
+"""Fields that are read; the report names all others."""
+
+
+def parse_row(raw: Mapping[str, Any], options: DataOptions) -> Row:
+    """Reads one row of any supported form.
+
+    Forms: ``prompt``/``chosen``/``rejected`` as text or messages, with the prompt its own field or the shared opening
+    of both; raw HH-RLHF dialogues; ``prompt``/``completion``/``label`` or ``messages``/``label``; LLaMA-Factory's
+    sharegpt rows (``conversations`` with ``chosen``/``rejected``, or with ``kto_tag``) and its alpaca rows
+    (``instruction``, ``input``, ``history``).
+
+    Raises:
+        RowError: why the row cannot be used.
+    """
+    raw = _unified({name: value for name, value in raw.items() if value is not None})
+    is_pair = "chosen" in raw or "rejected" in raw
+    if is_pair:
+        row = _pair(raw, options)
+    elif options.kind == "pairs":
+        if "completion" in raw or "label" in raw:
+            raise RowError(
+                "a labelled row (completion, label) was given to a loss that needs pairs (chosen, rejected): "
+                "use a loss for labelled rows, such as kto"
+            )
+        raise RowError("chosen and rejected are missing")
+    else:
+        row = _labelled(raw, options)
+    row.columns = parse_columns(raw, is_pair, options)
+    if "tools" in raw:
+        row.tools = as_tools(raw["tools"])
+    row.template_kwargs = without_none(raw.get("chat_template_kwargs", {}))
+    if not isinstance(row.template_kwargs, dict):
+        raise RowError("chat_template_kwargs must be a mapping")
+    return row
+
+
+def _unified(raw: dict[str, Any]) -> dict[str, Any]:
+    """Gives LLaMA-Factory's fields our names."""
+    if "kto_tag" in raw:
+        raw.setdefault("label", raw["kto_tag"])
+    if "conversations" in raw:
+        turns = raw.pop("conversations")
+        raw.setdefault("prompt" if "chosen" in raw or "rejected" in raw else "messages", turns)
+        if not isinstance(turns, list):
+            raise RowError(f"conversations must be a list of turns, found {type(turns).__name__}")
+    if "instruction" in raw and "prompt" not in raw and "messages" not in raw:
+        raw["prompt"] = _alpaca_prompt(raw)
+        if "output" in raw and "chosen" not in raw:
+            raw.setdefault("completion", raw["output"])
+    return raw
+
+
+def _alpaca_prompt(raw: Mapping[str, Any]) -> list[Message]:
+    parts = [raw["instruction"], raw.get("input") or ""]
+    if not all(isinstance(part, str) for part in parts):
+        raise RowError("instruction and input must be text")
+    turns: list[Message] = []
+    for turn in raw.get("history") or []:
+        if not isinstance(turn, (list, tuple)) or len(turn) != 2:
+            raise RowError("history must be a list of [question, answer]")
+        turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return [*turns, {"role": "user", "content": "\n".join(part for part in parts if part)}]
+
+
+def _pair(raw: Mapping[str, Any], options: DataOptions) -> Row:
+    names = ["chosen", "rejected"] + (["gold"] if options.gold else [])
+    for name in names:
+        if name not in raw:
+            raise RowError(f"{name} is missing" + (", and the loss needs it" if name == "gold" else ""))
+    if raw["chosen"] == raw["rejected"]:
+        raise RowError("chosen and rejected are equal")
+    return _row(raw, {name: raw[name] for name in names})
+
+
+def _labelled(raw: Mapping[str, Any], options: DataOptions) -> Row:
+    raw = dict(raw)
+    if "completion" not in raw:
+        if "messages" not in raw:
+            raise RowError("completion is missing")
+        raw["completion"] = raw.pop("messages")
+    label = raw.get("label", options.default_label)
+    if label is None:
+        raise RowError("label is missing")
+    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
+        raise RowError(f"label is {label!r}; allowed are true and false")
+    row = _row(raw, {"completion": raw["completion"]})
+    row.label = bool(label)
+    return row
+
+
+def _row(raw: Mapping[str, Any], sides: dict[str, Any]) -> Row:
+    prompt, system = raw.get("prompt"), raw.get("system")
+    for name, value in sides.items():
+        if not isinstance(value, (str, list, Mapping)):
+            raise RowError(f"{name} is of type {type(value).__name__}; allowed are text and a list of messages")
+        if not value or (isinstance(value, str) and not value.strip()):
+            raise RowError(f"{name} is empty")
+    if prompt is not None and not isinstance(prompt, (str, list)):
+        raise RowError(f"prompt is of type {type(prompt).__name__}; allowed are text and a list of messages")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise RowError("prompt is empty")
+    if isinstance(prompt, list) or not all(isinstance(value, str) for value in sides.values()):
+        return _conversational_row(prompt, sides, system)
+    if system:
+        raise RowError("system is given with a plain-text prompt; give the prompt as messages")
+    return _standard_row(prompt, sides)
+
+
+# ---- standard rows: text ------------------------------------------------------------------------------------------
+
+
+def _standard_row(prompt: str | None, sides: dict[str, str]) -> Row:
+    if prompt is not None:
+        return Row(prompt, {name: [(text, True)] for name, text in sides.items()})
+    compared = {name: text for name, text in sides.items() if name != "gold"}
+    if all(map(is_dialogue, compared.values())):
+        prompt, completions = split_dialogues(compared)
+    elif len(compared) == 1:
+        raise RowError("prompt is missing")
+    else:
+        prompt, completions = _split_texts(compared)
+    if "gold" in sides:
+        completions["gold"] = [(sides["gold"].removeprefix(prompt), True)]
+    return Row(prompt, {name: list(segments) for name, segments in completions.items()})
+
+
+def _split_texts(sides: dict[str, str]) -> tuple[str, dict[str, list[Segment]]]:
+    """The prompt is what both texts open with, up to the last whole word or line."""
+    end = len(common_prefix(sides.values()))
+    while end and not (
+        all(text[end : end + 1].isspace() for text in sides.values())
+        or any(text[:end].endswith("\n") for text in sides.values())
+    ):
+        end -= 1
+    prompt = next(iter(sides.values()))[:end]
+    if not prompt.strip():
+        raise RowError("prompt is missing, and chosen and rejected do not open with a shared one")
+    for name, text in sides.items():
+        if not text[end:].strip():
+            raise RowError(f"{name} is empty after the prompt that both share")
+    return prompt, {name: [(text[end:], True)] for name, text in sides.items()}
+
+
+# ---- conversational rows: messages --------------------------------------------------------------------------------
+
+
+def _conversational_row(prompt: str | list[Any] | None, values: dict[str, Any], system: Any) -> Row:
+    sides = {name: as_messages(value, name) for name, value in values.items()}
+    if isinstance(prompt, str):
+        # Some sets keep the prompt's text beside conversations that already open with it.
+        opened = all(turns[0]["role"] != "assistant" for turns in sides.values())
+        prompt = None if opened else [{"role": "user", "content": prompt}]
+    if prompt is None:
+        opening, sides = _split_turns(sides)
+    else:
+        opening = as_messages(prompt, "prompt")
+        sides = {name: _without_opening(turns, opening) for name, turns in sides.items()}
+    if system and opening[0]["role"] != "system":
+        opening = [*as_messages({"role": "system", "content": system}, "system"), *opening]
+    for name, turns in sides.items():
+        if not any(turn["role"] == "assistant" for turn in turns):
+            raise RowError(f"{name} has no assistant's turn after the prompt")
+    if "chosen" in sides and sides["chosen"] == sides["rejected"]:
+        raise RowError("chosen and rejected are equal")
+    return Row(opening, {name: list(turns) for name, turns in sides.items()})
+
+
+def _split_turns(sides: dict[str, list[Message]]) -> tuple[list[Message], dict[str, list[Message]]]:
+    """The prompt is the turns that chosen and rejected share; of one conversation, all before its last reply."""
+    compared = [turns for name, turns in sides.items() if name != "gold"]
+    if len(compared) == 1:
+        replies = [index for index, turn in enumerate(compared[0]) if turn["role"] == "assistant"]
+        end = replies[-1] if replies else 0
+    else:
+        same = [one == other for one, other in zip(*compared, strict=False)]
+        end = same.index(False) if False in same else len(same)
+    opening = compared[0][:end]
+    if not opening:
+        raise RowError("prompt is missing, and the conversation does not open with one")
+    return opening, {name: _without_opening(turns, opening) for name, turns in sides.items()}
+
+
+def _without_opening(turns: list[Message], opening: list[Message]) -> list[Message]:
+    """Some sets repeat the prompt's turns in front of each completion."""
+    return turns[len(opening) :] if turns[: len(opening)] == opening else turns

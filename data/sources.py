@@ -1,0 +1,297 @@
+"""Rows from files, folders, the hub, mixtures of them and Python objects, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any
+
+from .schema import Broken
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+Located = tuple[str, dict[str, Any] | Broken]
+"""``("file.jsonl:12", row)``: line of the file, 1-based (row of the table for parquet and arrow), and the row."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture.
+
+    Attributes:
+        path: a file, a folder or a hub id; empty when ``rows`` holds the rows.
+        weight: passes over the source per epoch: 1 is every row once, 0.5 a random half, 2.5 every row twice and a
+            random half once more.
+        split, name: split (default "train") and configuration of a hub data set.
+        columns: ``{our name: their name}``.
+        rows: rows given as Python objects.
+    """
+
+    path: str = ""
+    weight: float = 1.0
+    split: str | None = None
+    name: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    rows: Any = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
+        if not number or not 0 < self.weight < float("inf"):
+            raise ValueError(f"{self}: weight must be a number above 0, found {self.weight!r}")
+
+    def __str__(self) -> str:
+        return self.path or "rows"
+
+    def read(self) -> Iterator[Located]:
+        """Yields every row with its place; a row that cannot be read comes as ``Broken``."""
+        for place, row in self._read():
+            yield place, (_renamed(row, self.columns) if self.columns and isinstance(row, dict) else row)
+
+    def _read(self) -> Iterator[Located]:
+        if self.rows is not None:
+            for index, row in enumerate(self.rows):
+                yield f"row {index}", _checked(row)
+            return
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+                yield from self._saved_dataset(path)
+                return
+            for file in _files_of(path):
+                yield from read_file(file)
+        elif path.exists():
+            yield from read_file(path)
+        else:
+            yield from self._hub()
+
+    def _saved_dataset(self, path: Path) -> Iterator[Located]:
+        import datasets
+
+        dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, datasets.DatasetDict):
+            dataset = dataset[_split_of(dataset, self.split, self.path)]
+        for index, row in enumerate(dataset):
+            yield f"{self.path}:{index + 1}", row
+
+    def _hub(self) -> Iterator[Located]:
+        import datasets
+
+        if _looks_like_a_file(self.path):
+            raise ValueError(f"{self.path}: no such file or folder")
+        try:
+            dataset = datasets.load_dataset(self.path, name=self.name, split=self.split or "train")
+        except Exception as error:  # the hub client raises many kinds, and every one of them means the same here
+            raise ValueError(
+                f"{self.path}: no such file or folder, and it could not be loaded as a hub data set "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            ) from error
+        for index, row in enumerate(dataset):
+            yield f"{self.path}:{index + 1}", row
+
+
+def open_sources(source: Any) -> list[Source]:
+    """Turns what the user gave into sources that can be read more than once.
+
+    Args:
+        source: a path or hub id, a mapping ``{path, weight, split, name, columns}``, a list of these, a
+            ``datasets.Dataset``, or any iterable of rows.
+
+    Raises:
+        ValueError: an entry of a mixture has an unknown key or no path, or the mixture is empty.
+    """
+    if isinstance(source, (str, Path)):
+        return [Source(path=str(source))]
+    if isinstance(source, Mapping):
+        return [_from_mapping(source)]
+    if not isinstance(source, Iterable):
+        raise ValueError(f"a data source is a path, a mapping with a path, a list of these, or rows; found {source!r}")
+    if not hasattr(source, "__getitem__"):  # a generator can be read only once, and we may have to read twice
+        source = list(source)
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("the list of data sources is empty")
+        if all(isinstance(entry, (str, Path)) or (isinstance(entry, Mapping) and "path" in entry) for entry in source):
+            return [_from_mapping(entry) if isinstance(entry, Mapping) else Source(str(entry)) for entry in source]
+    return [Source(rows=source)]
+
+
+def read_file(path: Path) -> Iterator[Located]:
+    """Yields the rows of one file, by its suffix.
+
+    Raises:
+        ValueError: the suffix is unknown or the file as a whole cannot be read (damaged gzip, parquet, json).
+    """
+    name = path.name.removesuffix(".gz")
+    reader = {
+        ".jsonl": _read_jsonl,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+    }.get(Path(name).suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(SUFFIXES)}, and .gz of the text ones")
+    try:
+        yield from reader(path)
+    except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut off
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _read_jsonl(path: Path) -> Iterator[Located]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark some editors write
+            if line.strip():
+                yield f"{path}:{number}", _json_line(line)
+
+
+def _json_line(line: bytes) -> dict[str, Any] | Broken:
+    try:
+        return _checked(json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 (byte {error.start} of the line)"
+    except json.JSONDecodeError as error:
+        reason = f"broken JSON: {error.msg} (column {error.colno})"
+    except RecursionError:
+        reason = "broken JSON: nested too deeply"
+    return Broken(reason, line.decode("utf-8", "backslashreplace").rstrip("\n"))
+
+
+def _read_json(path: Path) -> Iterator[Located]:
+    with _open(path) as file:
+        content = file.read()
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # many .json files are jsonl
+        yield from _read_jsonl(path)
+        return
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON list in UTF-8: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: a JSON file must hold a list of rows, found {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}:{number}", _checked(row)
+
+
+def _read_csv(path: Path) -> Iterator[Located]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with _open(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.DictReader(text)
+        if not reader.fieldnames:
+            raise ValueError(f"{path}: a csv file must open with a line of column names")
+        end = reader.line_num
+        for row in reader:
+            yield f"{path}:{end + 1}", _csv_row(row)  # a quoted field may span lines: name the row's first
+            end = reader.line_num
+
+
+def _csv_row(row: dict[Any, Any]) -> dict[str, Any] | Broken:
+    if None in row:
+        return Broken(f"{len(row[None])} more fields than there are column names", repr(row))
+    values = {name: _csv_value(name, text) for name, text in row.items() if text not in (None, "")}
+    for name, text in row.items():
+        if text is not None and any("\udc80" <= character <= "\udcff" for character in text):
+            return Broken(f"not UTF-8 (in {name})", repr(row))
+    return values
+
+
+def _csv_value(name: str, text: str) -> Any:
+    """Cells are text: messages, lists, numbers and labels are written in them as JSON."""
+    numeric = name in ("weight", "margin", "score_chosen", "score_rejected") or name.startswith("rewards")
+    label = name in ("label", "kto_tag")
+    if not (numeric or label or text.startswith(("[{", "{"))):
+        return text
+    try:
+        value = json.loads(text.lower() if label else text)
+    except json.JSONDecodeError:
+        return text
+    return value if not isinstance(value, str) else text
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        yield from _batches(path, file.iter_batches(batch_size=1024))
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def _read_arrow(path: Path) -> Iterator[Located]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            try:
+                batches: Iterable[Any] = pyarrow.ipc.open_stream(file)
+            except pyarrow.ArrowInvalid:  # the other of Arrow's two formats
+                reader = pyarrow.ipc.open_file(file)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            yield from _batches(path, batches)
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: cannot be read as arrow: {error}") from error
+
+
+def _batches(path: Path, batches: Iterable[Any]) -> Iterator[Located]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}:{number}", row
+
+
+def _checked(row: Any) -> dict[str, Any] | Broken:
+    if isinstance(row, Mapping):
+        return dict(row)
+    return Broken(f"a row must be an object with named fields, found {type(row).__name__}", repr(row)[:1000])
+
+
+def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    taken = set(columns.values())
+    kept = {name: value for name, value in row.items() if name not in taken}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def _from_mapping(entry: Mapping[str, Any]) -> Source:
+    allowed = [item.name for item in fields(Source) if item.name != "rows"]
+    for key in entry:
+        if key not in allowed:
+            near = get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown key {key!r} of a data source, allowed are {', '.join(allowed)}{hint}")
+    if not entry.get("path"):
+        raise ValueError(f"a data source needs a path, found {dict(entry)!r}")
+    return Source(**{**entry, "path": str(entry["path"])})
+
+
+def _files_of(folder: Path) -> list[Path]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in files if Path(file.name.removesuffix(".gz")).suffix.lower() in SUFFIXES]
+    if not files:
+        raise ValueError(f"{folder}: the folder holds no data file ({', '.join(SUFFIXES)})")
+    return files
+
+
+def _split_of(dataset: Any, split: str | None, path: str) -> str:
+    if (split or "train") not in dataset:
+        raise ValueError(f"{path}: no split {split or 'train'!r}; found {', '.join(dataset)}")
+    return split or "train"
+
+
+def _looks_like_a_file(path: str) -> bool:
+    name = Path(path).name.removesuffix(".gz")
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or Path(name).suffix.lower() in SUFFIXES

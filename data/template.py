@@ -1,0 +1,160 @@
+"""The chat template: where a rendered conversation is prompt, where completion, and which of it the assistant said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .options import DataOptions
+from .schema import DataReport, Message, Row, RowError, Segment
+
+Span = tuple[int, int]
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(slots=True)
+class Rendering:
+    """A row as text, ready for the tokenizer.
+
+    Attributes:
+        prompt: text of the prompt.
+        completions: name -> stretches of text and whether each counts.
+        special_tokens: whether the tokenizer's own BOS goes in front of the prompt, and EOS behind completions
+            (a chat template writes both itself).
+    """
+
+    prompt: str
+    completions: dict[str, list[Segment]]
+    special_tokens: bool
+
+
+class ChatTemplate:
+    """Renders conversational rows with the tokenizer's chat template.
+
+    The prompt is what the template renders for the prompt's messages with its generation prompt, and a completion is
+    the rest of what it renders for all messages. Templates that render the opening differently alone than followed by
+    a reply (an empty thought block, for one) are cut where the tokens of the two part.
+
+    Completions of one assistant's turn count whole; of several turns, only what the assistant says counts. Where the
+    template marks it with ``{% generation %}``, exactly the marked text counts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: DataOptions, report: DataReport) -> None:
+        self.tokenizer = tokenizer
+        self.options = options
+        self.report = report
+
+    def render(self, row: Row) -> Rendering:
+        """Renders one row.
+
+        Raises:
+            RowError: the template refuses the row, or prompt and completions cannot be told apart.
+            ValueError: the tokenizer has no chat template.
+        """
+        if not row.is_conversational:
+            return Rendering(str(row.prompt), {name: list(value) for name, value in row.completions.items()}, True)  # type: ignore[arg-type]
+        assert isinstance(row.prompt, list)
+        completions: dict[str, list[Message]] = row.completions  # type: ignore[assignment]
+        generation = all(turns[0]["role"] == "assistant" for turns in completions.values())
+        prompt, _ = self._text(row, row.prompt, generation)
+        whole = {name: self._text(row, row.prompt + turns, False, spans=True) for name, turns in completions.items()}
+        end = self._prompt_end(prompt, [text for text, _ in whole.values()])
+        segments: dict[str, list[Segment]] = {}
+        for name, (text, marked) in whole.items():
+            spans = marked if marked is not None else self._turn_spans(row, text, name, end)
+            segments[name] = _cut(text, end, spans)
+            if not any(counts and stretch.strip() for stretch, counts in segments[name]):
+                raise RowError(f"{name}: the chat template renders nothing for it")
+        return Rendering(text[:end], segments, False)
+
+    def _text(
+        self, row: Row, messages: list[Message], generation: bool, spans: bool = False
+    ) -> tuple[str, list[Span] | None]:
+        template = self._template(row)
+        marks = spans and _GENERATION.search(template) is not None
+        arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs, **row.template_kwargs}
+        try:
+            rendered: tuple[list[str], list[list[Span]]] = render_jinja_template(
+                conversations=[messages],
+                tools=row.tools,
+                chat_template=template,
+                return_assistant_tokens_mask=marks,
+                add_generation_prompt=generation,
+                **arguments,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # templates refuse in many ways
+            raise RowError(f"the chat template refuses the row: {error}") from error
+        return rendered[0][0], ([(start, end) for start, end in rendered[1][0]] if marks else None)
+
+    def _template(self, row: Row) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "a conversational row was found, and the tokenizer has no chat template; "
+                "give the tokenizer one, or give prompt and completions as plain text"
+            )
+        template: str = self.tokenizer.get_chat_template(None, row.tools)
+        if "strftime_now" in template:
+            self.report.note(
+                "the chat template may write today's date into prompts; if it does, pass the date in "
+                "chat_template_kwargs, or prompts (and cached scores) change from day to day"
+            )
+        return template
+
+    def _prompt_end(self, prompt: str, wholes: list[str]) -> int:
+        """Where the prompt ends, in characters: its rendering, or the part of it that all completions share."""
+        if all(text.startswith(prompt) for text in wholes):
+            return len(prompt)
+        self.report.note(
+            "the chat template renders a prompt differently alone than followed by a reply; "
+            "the prompt is cut where their tokens part"
+        )
+        if not self.tokenizer.is_fast:
+            raise RowError("the chat template renders no prefix of itself, which needs a fast tokenizer to be cut")
+        encoded = self.tokenizer([prompt, *wholes], add_special_tokens=False, return_offsets_mapping=True)
+        own, *others = encoded["input_ids"]
+        length = min(_common_length(own, ids) for ids in others)
+        end: int = encoded["offset_mapping"][0][length - 1][1] if length else 0
+        if end == 0 or not all(text.startswith(prompt[:end]) for text in wholes):
+            raise RowError("the chat template renders the prompt and the whole conversation without a shared opening")
+        return end
+
+    def _turn_spans(self, row: Row, text: str, name: str, end: int) -> list[Span]:
+        """Where the assistant speaks, found by rendering the conversation turn by turn."""
+        assert isinstance(row.prompt, list)
+        turns: list[Message] = row.completions[name]  # type: ignore[assignment]
+        if len(turns) == 1:
+            return [(end, len(text))]
+        spans = []
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            before, _ = self._text(row, row.prompt + turns[:index], True)
+            after, _ = self._text(row, row.prompt + turns[: index + 1], False)
+            if index == 0:
+                before = text[:end]
+            if not (text.startswith(before) and text.startswith(after)):
+                raise RowError(
+                    f"{name} has several turns, and the chat template does not render its turns one after the other; "
+                    "mark the assistant's words with {% generation %} in the template"
+                )
+            spans.append((len(before), len(after)))
+        return spans
+
+
+def _cut(text: str, start: int, spans: list[Span]) -> list[Segment]:
+    segments: list[Segment] = []
+    for span_start, span_end in spans:
+        span_start = max(span_start, start)
+        if span_end > span_start:
+            segments += [(text[start:span_start], False), (text[span_start:span_end], True)]
+            start = span_end
+    return [segment for segment in [*segments, (text[start:], False)] if segment[0]]
+
+
+def _common_length(ids: list[int], others: list[int]) -> int:
+    differ = (index for index, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other)
+    return next(differ, min(len(ids), len(others)))

@@ -1,0 +1,187 @@
+"""Text to token ids and masks, and the truncation of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .options import PROMPT_CUT_SHARE, DataOptions
+from .schema import RowError
+from .template import Rendering
+
+Ids = list[int]
+
+
+@dataclass(slots=True)
+class Completion:
+    """Token ids of a completion, and for each whether it counts in the loss."""
+
+    ids: Ids
+    mask: list[bool]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A row as token ids.
+
+    Attributes:
+        prompt: at least one token.
+        completions: by name; each has at least one token that counts.
+        cut_prompt: whether truncation touched the prompt.
+        cut_completions: how many completions it touched.
+    """
+
+    prompt: Ids
+    completions: dict[str, Completion] = field(default_factory=dict)
+    cut_prompt: bool = False
+    cut_completions: int = 0
+
+
+class Tokeniser:
+    """Tokenises prompts and completions apart, so that no token straddles the two.
+
+    At inference a model is given the tokens of the prompt and writes its own; tokens that merge the prompt's end with
+    the completion's start would train it on prompts it never sees. The tokenizer's own BOS goes once in front of a
+    standard prompt and EOS once behind a standard completion; a chat template writes both itself.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.eos: int | None = tokenizer.eos_token_id if add_eos else None
+        plain: Ids = self._ids(["a"])[0]
+        special: Ids = tokenizer("a")["input_ids"]
+        starts = [at for at in range(len(special)) if special[at : at + len(plain)] == plain]
+        self.bos: Ids = special[: starts[0]] if starts else []
+        # Some tokenizers write a space before every text; a completion is no new text, so a newline goes in front of
+        # it while it is tokenised, and its tokens are taken off again.
+        first = tokenizer.convert_ids_to_tokens(plain[:1])[0]
+        self.anchor = "\n" if isinstance(first, str) and first.startswith(("▁", "Ġ")) else ""
+        self.anchor_ids: Ids = self._ids([self.anchor])[0] if self.anchor else []
+
+    def _ids(self, texts: list[str]) -> list[Ids]:
+        if not texts:
+            return []
+        ids: list[Ids] = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        return ids
+
+    def _continuations(self, texts: list[str]) -> list[Ids]:
+        if not self.anchor:
+            return self._ids(texts)
+        length = len(self.anchor_ids)
+        anchored = self._ids([self.anchor + text for text in texts])
+        return [
+            ids[length:] if ids[:length] == self.anchor_ids else self._ids([text])[0]
+            for ids, text in zip(anchored, texts, strict=True)
+        ]
+
+    def encode(self, renderings: Sequence[Rendering]) -> list[Encoded]:
+        """Tokenises a batch of rows, each text of it once."""
+        prompts = self._ids([rendering.prompt for rendering in renderings])
+        segments = [
+            segment for rendering in renderings for value in rendering.completions.values() for segment in value
+        ]
+        pieces = iter(self._continuations([text for text, _ in segments]))
+        encoded = []
+        for rendering, prompt in zip(renderings, prompts, strict=True):
+            if rendering.special_tokens and prompt[: len(self.bos)] != self.bos:
+                prompt = self.bos + prompt
+            row = Encoded(prompt)
+            for name, value in rendering.completions.items():
+                row.completions[name] = self._completion(value, pieces, rendering.special_tokens)
+            encoded.append(row)
+        return encoded
+
+    def _completion(self, segments: list[tuple[str, bool]], pieces: object, add_eos: bool) -> Completion:
+        ids: Ids = []
+        mask: list[bool] = []
+        for _, counts in segments:
+            piece = next(pieces)  # type: ignore[call-overload]
+            ids += piece
+            mask += [counts] * len(piece)
+        ends_with_assistant = bool(mask) and mask[-1]
+        if add_eos and self.eos is not None and ends_with_assistant and ids[-1] != self.eos:
+            ids.append(self.eos)
+            mask.append(True)
+        return Completion(ids, mask)
+
+
+def truncate(row: Encoded, options: DataOptions, bos: Ids) -> Encoded:
+    """Cuts a row to ``max_length`` tokens; all its completions keep the same prompt tokens.
+
+    keep_start: the ends of the completions are cut. Where the prompt alone would leave a completion fewer tokens than
+    ``min(its length, max_length // 8)`` (at least one), the prompt's beginning is cut until it does not.
+    keep_end: the prompt's beginning is cut (at least one token of it stays), then the completions' beginnings.
+    A BOS at the prompt's start survives the cut.
+
+    Raises:
+        RowError: no token that counts is left, or chosen and rejected are equal.
+    """
+    limit = options.max_length
+    longest = max(len(completion.ids) for completion in row.completions.values())
+    if limit is not None and len(row.prompt) + longest > limit:
+        keep_end = options.truncation_mode == "keep_end"
+        reserved = longest if keep_end else min(longest, max(1, limit // PROMPT_CUT_SHARE))
+        kept = min(len(row.prompt), max(1, limit - reserved))
+        if kept < len(row.prompt):
+            row.prompt = _cut_start(row.prompt, kept, bos)
+            row.cut_prompt = True
+        room = limit - kept
+        for completion in row.completions.values():
+            if len(completion.ids) > room:
+                part = slice(len(completion.ids) - room, None) if keep_end else slice(room)
+                completion.ids, completion.mask = completion.ids[part], completion.mask[part]
+                row.cut_completions += 1
+    check(row)
+    return row
+
+
+def _cut_start(prompt: Ids, kept: int, bos: Ids) -> Ids:
+    if bos and prompt[: len(bos)] == bos and kept > len(bos):
+        return bos + prompt[len(prompt) - kept + len(bos) :]
+    return prompt[len(prompt) - kept :]
+
+
+def check(row: Encoded) -> None:
+    """Raises ``RowError`` where a row has nothing to train on."""
+    cut = " after truncation" if row.cut_prompt or row.cut_completions else ""
+    if not row.prompt:
+        raise RowError("the prompt has no token")
+    for name, completion in row.completions.items():
+        if not any(completion.mask):
+            raise RowError(f"{name} has no completion token left{cut}")
+    if "chosen" in row.completions and row.completions["chosen"].ids == row.completions["rejected"].ids:
+        raise RowError(f"chosen and rejected have equal tokens{cut}")
+
+
+def content_key(
+    prompt_ids: Sequence[int] | np.ndarray,
+    completion_ids: Sequence[int] | np.ndarray,
+    completion_mask: Sequence[bool] | np.ndarray,
+) -> bytes:
+    """Hashes what a model is given and asked about: 16 bytes, the same on every machine.
+
+    blake2b over (prompt length, completion length, prompt ids, completion ids, mask), lengths as little-endian int64,
+    ids as little-endian int32, the mask as one byte a token.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(np.array([len(prompt_ids), len(completion_ids)], dtype="<i8").tobytes())
+    digest.update(np.asarray(prompt_ids, dtype="<i4").tobytes())
+    digest.update(np.asarray(completion_ids, dtype="<i4").tobytes())
+    digest.update(np.asarray(completion_mask, dtype=bool).tobytes())
+    return digest.digest()
+
+
+def row_key(row: Encoded, columns: Mapping[str, object] | None = None) -> bytes:
+    """Hashes a row with all its completions: 16 bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, completion in row.completions.items():
+        digest.update(name.encode() + content_key(row.prompt, completion.ids, completion.mask))
+    if columns:
+        digest.update(repr(sorted(columns.items())).encode())
+    return digest.digest()
