@@ -1,0 +1,6 @@
+"""``python -m alignlab`` is the command ``alignlab``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
