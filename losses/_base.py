@@ -188,6 +188,8 @@ class Needs:
             through ``totals``. "micro_batch": over the micro-batch of one rank only.
         totals_from: where ``totals`` reads from: "masks" (known before any forward), "mismatched" (scored
             without gradient), or "scores" (of the completions themselves).
+        totals_in_evaluation: whether ``forward`` reads totals in evaluation too, where they are summed over the
+            whole set; False spares a pass where state alone is used.
     """
 
     data: Literal["pairs", "labelled"] = "pairs"
@@ -202,6 +204,7 @@ class Needs:
     scorers: tuple[str, ...] = ()
     coupled: Literal["none", "step", "micro_batch"] = "none"
     totals_from: Literal["masks", "mismatched", "scores"] = "masks"
+    totals_in_evaluation: bool = True
 
     @property
     def reference(self) -> bool:

@@ -1,0 +1,330 @@
+"""The frozen scorers: the reference (cached, live, adapter off, none) and reward adapters."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import models, scoring
+from .batch import REFERENCE
+from .config import ModelOptions, PreferenceConfig
+from .fingerprint import fingerprint_model, fingerprint_path
+from .losses import Needs
+from .score_cache import ScoreStore
+
+logger = logging.getLogger(__name__)
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class FrozenModel:
+    """A model whose scores do not change in a run: how to name it, and how to run it.
+
+    ``run`` yields a module to score with; ``fingerprint`` names its weights, adapter, quantisation and dtype.
+    """
+
+    description: str
+    from_policy = True  # made from the policy: before the first step both must agree
+
+    def policy_is_trained(self) -> None:
+        """Is told when the policy's weights are about to change."""
+
+    def fingerprint(self, compute_dtype: str) -> str:
+        """Returns the identity under which this model's scores are cached."""
+        raise NotImplementedError
+
+    @contextmanager
+    def run(self) -> Iterator[nn.Module]:
+        """Yields the model, ready to score; loads or switches to it first where it has to."""
+        raise NotImplementedError
+        yield
+
+
+class PolicyAtStart(FrozenModel):
+    """The policy as it is before the first step: it can score only before training starts."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy, self.description, self.trained = policy, "the policy before training", False
+
+    def fingerprint(self, compute_dtype: str) -> str:
+        return fingerprint_model(self.policy, compute_dtype=compute_dtype)
+
+    def policy_is_trained(self) -> None:
+        self.trained = True
+
+    @contextmanager
+    def run(self) -> Iterator[nn.Module]:
+        if self.trained:
+            raise ValueError(
+                "some completions have no cached reference scores, and the policy that was the reference is already "
+                "trained: give every dataset to the trainer when it is made, or pass ref_model"
+            )
+        yield self.policy
+
+
+class AdapterOff(FrozenModel):
+    """The policy's base model, with its adapter switched off."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.description = policy, "the policy with its adapter off"
+
+    def fingerprint(self, compute_dtype: str) -> str:
+        return fingerprint_model(self.policy, adapter=None, compute_dtype=compute_dtype)
+
+    @contextmanager
+    def run(self) -> Iterator[nn.Module]:
+        with self.policy.disable_adapter():
+            yield self.policy
+
+
+class OtherAdapter(FrozenModel):
+    """The policy's base model under another, frozen adapter that stands beside the trained one."""
+
+    def __init__(self, policy: Any, name: str) -> None:
+        self.policy, self.name, self.description = policy, name, f"the policy's base with the adapter {name!r}"
+
+    @classmethod
+    def load(cls, policy: Any, folder: str, name: str) -> OtherAdapter:
+        """Loads the adapter saved in ``folder`` beside the policy's own."""
+        policy.load_adapter(folder, adapter_name=name, is_trainable=False)
+        other = cls(policy, name)
+        other.from_policy = False
+        return other
+
+    @classmethod
+    def copy_of_active(cls, policy: Any, name: str) -> OtherAdapter:
+        """Freezes a copy of the policy's active adapter as it is now."""
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        active = policy.active_adapter
+        state = {key: value.detach().clone() for key, value in get_peft_model_state_dict(policy).items()}
+        policy.add_adapter(name, copy.deepcopy(policy.peft_config[active]))
+        set_peft_model_state_dict(policy, state, adapter_name=name)
+        policy.set_requires_grad(name, requires_grad=False)
+        return cls(policy, name)
+
+    def fingerprint(self, compute_dtype: str) -> str:
+        return fingerprint_model(self.policy, adapter=self.name, compute_dtype=compute_dtype)
+
+    @contextmanager
+    def run(self) -> Iterator[nn.Module]:
+        active = self.policy.active_adapter
+        self.policy.set_adapter(self.name, inference_mode=True)
+        try:
+            yield self.policy
+        finally:
+            self.policy.set_adapter(active)
+
+
+class SeparateModel(FrozenModel):
+    """A model of its own, given as a module or as a path that is loaded only when it must run."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        path: str | None = None,
+        load: Callable[[str], nn.Module] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.model, self.path, self._load, self.dtype, self.device = model, path, load, dtype, device
+        self.description, self.from_policy = f"the model {path}" if path else "the given ref_model", False
+
+    def fingerprint(self, compute_dtype: str) -> str:
+        if self.model is None and self.path is not None and self.dtype is not None:
+            found = fingerprint_path(self.path, dtype=self.dtype, compute_dtype=compute_dtype)
+            if found is not None:
+                return found
+        return fingerprint_model(self.loaded(), compute_dtype=compute_dtype)
+
+    def loaded(self) -> nn.Module:
+        """Returns the module, loading it if it is not in memory; its parameters take no gradient."""
+        if self.model is None:
+            assert self.path is not None and self._load is not None
+            logger.info("loading %s", self.description)
+            self.model = self._load(self.path)
+        models.guard_quantised(self.model)
+        self.model.requires_grad_(False).eval()
+        return self.model if models.is_quantised(self.model) or self.device is None else self.model.to(self.device)
+
+    def free(self) -> None:
+        """Drops a model that was loaded from a path."""
+        if self.path is not None:
+            self.model = None
+
+    @contextmanager
+    def run(self) -> Iterator[nn.Module]:
+        yield self.loaded()
+
+
+class LogpsReader:
+    """Reads cached per-token log-probabilities by content key."""
+
+    def __init__(self, store: ScoreStore) -> None:
+        self.store = store
+
+    def get(self, keys: Sequence[bytes]) -> Sequence[np.ndarray]:
+        """Returns one float32 array, as long as the completion, for each key."""
+        return self.store.get(keys)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Runs ``model`` without gradient and without dropout, and leaves its modules' modes as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass
+class Frozen:
+    """One frozen scorer in use.
+
+    Attributes:
+        name: "reference", or the name of a reward scorer.
+        model: how to run it.
+        cached: whether its scores come from the cache.
+        forwards: completions that went through the model so far, on this rank.
+    """
+
+    name: str
+    model: FrozenModel
+    cached: bool
+    store: ScoreStore | None = None
+    forwards: int = field(default=0)
+
+    def reader(self) -> LogpsReader:
+        """Returns what the collator reads cached log-probabilities with."""
+        assert self.store is not None, "the cache is filled before it is read"
+        return LogpsReader(self.store)
+
+    def live_logits(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> Tensor:
+        """Returns this model's logits ``[M, V]`` at the needed positions of a layout."""
+        with self.model.run() as module, evaluating(module), autocast():
+            self.forwards += int(layout["input_ids"].shape[0])
+            return scoring.needed_logits(module, layout)
+
+    def live_logps(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> Tensor:
+        """Returns this model's log-probabilities of a layout's completions, ``[F, N, T]`` float32."""
+        logits = self.live_logits(layout, autocast)
+        return scoring.place(scoring.token_logps(logits, layout["target"]), layout)
+
+
+def choose_mode(requested: str, needs: Needs, *, has_adapter: bool) -> str:
+    """Returns "none", "cached", "live" or "adapter_off" for the reference, by what the loss needs.
+
+    Raises ValueError where the requested mode cannot give what the loss needs.
+    """
+    if not needs.reference:
+        return "none"
+    if requested == "none":
+        raise ValueError("reference: none was asked for, but the loss needs a reference; allowed: auto, cached, live")
+    if requested == "auto":
+        return "live" if needs.kl else "cached"
+    if requested == "cached" and needs.kl:
+        raise ValueError(
+            "reference: cached keeps log-probabilities of the completions' tokens, but this loss needs the "
+            "reference's full distributions; allowed: auto, live"
+        )
+    if requested == "adapter_off" and not has_adapter:
+        raise ValueError("reference: adapter_off needs a policy with an adapter; allowed: auto, cached, live")
+    return requested
+
+
+def reference_model(
+    policy: Any,
+    *,
+    mode: str,
+    new_adapter: Any | None,
+    ref_model: nn.Module | str | None,
+    ref_adapter: str | None,
+    load: Callable[[str], nn.Module],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> FrozenModel:
+    """Returns the model that plays the reference.
+
+    By default the policy as it is before the first step: with a new adapter, the policy with the adapter off; with
+    an adapter that was trained before, that adapter as it is now; otherwise the weights themselves, copied only
+    where the reference must stay live.
+
+    Args:
+        policy: the model to be trained, adapter injected. mode: from ``choose_mode``.
+        new_adapter: the PEFT configuration of an adapter that was injected just now, or None.
+        ref_model: another model, or its path. ref_adapter: folder of another adapter for the policy's base.
+        load: loads a model from a path, as the policy was loaded.
+
+    Raises:
+        ValueError: where the initialisation of the adapter changed the base weights, so that no adapter-off
+            model is the reference (PiSSA, OLoRA, LoftQ: 0.3 to 0.4 nats off).
+    """
+    if ref_model is not None and ref_adapter is not None:
+        raise ValueError("ref_model and ref_adapter were both given; give one")
+    if isinstance(ref_model, str):
+        return SeparateModel(None, ref_model, load, dtype, device)
+    if ref_model is not None:
+        return SeparateModel(ref_model, device=device)
+    if ref_adapter is not None:
+        if not models.is_peft(policy):
+            raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
+        return OtherAdapter.load(policy, ref_adapter, REFERENCE)
+    if mode == "adapter_off" or new_adapter is not None:
+        if new_adapter is not None and not models.leaves_base_alone(new_adapter):
+            raise ValueError(
+                f"peft.init_lora_weights: {new_adapter.init_lora_weights!r} rewrites the base weights, so the policy "
+                "with its adapter off is not the reference; give ref_model_name_or_path (the same base model), which "
+                "is loaded only while its scores are missing from the cache"
+            )
+        return AdapterOff(policy)
+    if mode == "cached":
+        return PolicyAtStart(policy)
+    if models.is_peft(policy):
+        return OtherAdapter.copy_of_active(policy, REFERENCE)
+    copied = SeparateModel(copy.deepcopy(policy), device=device)
+    copied.description, copied.from_policy = "a copy of the policy before training", True
+    return copied
+
+
+def frozen_scorers(
+    policy: Any,
+    args: PreferenceConfig,
+    needs: Needs,
+    options: ModelOptions,
+    new_adapter: Any | None,
+    ref_model: nn.Module | str | None,
+) -> dict[str, Frozen]:
+    """Returns the frozen models that a loss needs, by name: "reference", and the reward scorers it names."""
+    load = partial(models.load_model, options)
+    mode = choose_mode(args.reference, needs, has_adapter=models.is_peft(policy))
+    frozen: dict[str, Frozen] = {}
+    if mode != "none":
+        model = reference_model(
+            policy,
+            mode=mode,
+            new_adapter=new_adapter,
+            ref_model=ref_model,
+            ref_adapter=args.ref_adapter,
+            load=load,
+            dtype=None if models.is_quantised(policy) else next(policy.parameters()).dtype,
+            device=args.device,
+        )
+        frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached")
+    for name in needs.scorers:
+        path = (args.scorers or {}).get(name)
+        if path is None:
+            raise ValueError(f"scorers: the loss needs a frozen model {name!r}; give scorers: {{{name}: PATH}}")
+        frozen[name] = Frozen(name, SeparateModel(None, path, load, None, args.device), cached=True)
+    return frozen

@@ -1,0 +1,144 @@
+"""The pass that fills the score cache: what no frozen model has scored yet, shared out over the ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import scoring
+from .config import PreferenceConfig
+from .data.collate import sequence, sequence_key
+from .data.layout import ScoredSequence, padded_layout
+from .reference import Autocast, Frozen, SeparateModel, evaluating
+from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
+
+logger = logging.getLogger(__name__)
+
+
+class CacheFiller:
+    """Scores what the cache lacks.
+
+    Args:
+        pad_id: token that pads rows. batch_size: completions per forward.
+        device: where batches go. autocast: the context in which the policy is scored in training.
+    """
+
+    def __init__(
+        self, pad_id: int, batch_size: int, device: torch.device, autocast: Autocast, progress: bool = True
+    ) -> None:
+        self.pad_id, self.batch_size, self.device = pad_id, batch_size, device
+        self.autocast, self.progress = autocast, progress
+        self.ranks = PartialState()
+
+    def fill(self, frozen: Frozen, root: Path, compute_dtype: str, wanted: Sequence[tuple[Any, Sequence[str]]]) -> None:
+        """Makes ``frozen.store`` hold the scores of the named completions of each (dataset, fields) wanted.
+
+        Rank 0 holds the writer's lock; every rank scores its share and writes shards of its own. Where nothing is
+        missing the model is not touched.
+        """
+        fingerprint = frozen.model.fingerprint(compute_dtype)
+        store = ScoreCache(root).open(fingerprint, {"scorer": frozen.model.description, "dtype": compute_dtype})
+        frozen.store = store
+        places = self._places(wanted, frozen.name)
+        keys = list(places)
+        if not self._agree(bool(store.missing(keys))):
+            return
+        with store.lock() if self.ranks.is_main_process else nullcontext():
+            self.ranks.wait_for_everyone()
+            store.refresh()
+            todo = [keys[index] for index in store.missing(keys)]
+            logger.info(
+                "%s: %d of %d completions to score with %s", frozen.name, len(todo), len(keys), frozen.model.description
+            )
+            self._score(frozen, store, todo, places)
+            self.ranks.wait_for_everyone()
+        store.refresh()
+        left = len(store.missing(keys))
+        if left:
+            raise ValueError(
+                f"{left} completions have no score after scoring: score_cache_dir ({root}) must be a folder that all "
+                "ranks share"
+            )
+
+    def _places(self, wanted: Sequence[tuple[Any, Sequence[str]]], name: str) -> dict[bytes, ScoredSequence]:
+        """Returns the distinct completions wanted, by content key."""
+        places: dict[bytes, ScoredSequence] = {}
+        for dataset, fields in wanted:
+            rows = tqdm(dataset, desc=f"{name}: keys", disable=not self._shown or len(dataset) < 10_000)
+            for row in rows:
+                for one in fields:
+                    s = sequence(row, one)
+                    places.setdefault(sequence_key(s), s)
+        return places
+
+    def _score(
+        self, frozen: Frozen, store: ScoreStore, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]
+    ) -> None:
+        """Scores this rank's share of ``todo``, longest first, and writes it."""
+        if not todo:
+            return
+        order = sorted(todo, key=lambda key: -len(places[key].prompt) - len(places[key].completion))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        world, rank = self.ranks.num_processes, self.ranks.process_index
+        rounds = -(-len(batches) // world)
+        bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
+        with store.writer(rank=rank) as writer, bar, frozen.model.run() as module, evaluating(module):
+            for index in range(rounds):
+                mine = index * world + rank
+                batch = batches[
+                    min(mine, len(batches) - 1)
+                ]  # a rank without a batch joins the forward for its collectives
+                values = self._forward(module, [places[key] for key in batch])
+                if mine < len(batches):
+                    frozen.forwards += len(batch)
+                    writer.append(batch, {COLUMN: values})
+                bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
+
+    def _forward(self, module: nn.Module, sequences: Sequence[ScoredSequence]) -> list[np.ndarray]:
+        """Returns the per-token log-probabilities of each sequence's completion, float32."""
+        layout = padded_layout({"completion": sequences}, self.pad_id)
+        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+        with self.autocast():
+            logps = scoring.score(module, moved)["logps"][0].float().cpu().numpy()
+        return [logps[index, : len(s.completion)] for index, s in enumerate(sequences)]
+
+    def _agree(self, mine: bool) -> bool:
+        """Returns rank 0's answer on every rank."""
+        if self.ranks.num_processes == 1:
+            return mine
+        answer = [mine]
+        broadcast_object_list(answer, from_process=0)
+        return answer[0]
+
+    @property
+    def _shown(self) -> bool:
+        return self.progress and self.ranks.is_main_process
+
+
+def fill_caches(
+    frozen: Mapping[str, Frozen],
+    args: PreferenceConfig,
+    compute_dtype: str,
+    pad_id: int,
+    autocast: Autocast,
+    wanted: Sequence[tuple[Any, Sequence[str]]],
+) -> None:
+    """Scores, with every cached frozen model, what the cache lacks of the (dataset, fields) wanted."""
+    root = Path(args.score_cache_dir) if args.score_cache_dir else default_root()
+    batch = args.precompute_ref_batch_size or 2 * args.per_device_eval_batch_size
+    filler = CacheFiller(pad_id, batch, args.device, autocast, progress=not args.disable_tqdm)
+    for one in frozen.values():
+        if one.cached:
+            filler.fill(one, root, compute_dtype, wanted)
+            if isinstance(one.model, SeparateModel):
+                one.model.free()

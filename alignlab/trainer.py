@@ -1,0 +1,327 @@
+"""The one trainer: any loss of the zoo, or one's own, over pairs or labelled completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.utils import disable_dropout_in_model
+
+from . import losses, models
+from .batch import REFERENCE, any_logps
+from .checkpoint import load_loss, save_loss
+from .config import ModelOptions, PreferenceConfig
+from .data.collate import PreferenceCollator, Rows
+from .data.sampler import StepSampler
+from .engine import check_engine
+from .guard import check_finite, check_reference
+from .losses import Labelled, Loss
+from .reference import evaluating, frozen_scorers
+from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics
+from .scoring_pass import fill_caches
+from .step import PreferenceStep
+from .training_data import DataSource, TrainingData
+
+LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
+
+
+class PreferenceTrainer(Trainer):  # type: ignore[misc]
+    """Trains a causal language model on preferences with any loss.
+
+    The objective of an optimiser step is ``sum_i w_i * loss_i / rows`` over all its rows, on all ranks and
+    micro-batches: 8 rows in one micro-batch, 8 accumulated ones, or 4 on each of two ranks are the same step.
+
+    Args:
+        model: the policy, or its path.
+        args: a ``PreferenceConfig``.
+        loss: a name, a mapping ``{"name": "dpo", "beta": 0.1}``, a ``losses.Loss``, or a function of the batch.
+        train_dataset, eval_dataset: rows in any format that ``alignlab.data`` reads; ``eval_dataset`` may map names
+            to several sets. Give every set here: scores of a reference that is the policy itself are made now.
+        processing_class: the tokenizer; by default that of the model's path.
+        peft_config: a PEFT configuration; a new adapter is then trained in place of the model's weights.
+        ref_model: another reference model, or its path; by default the policy as it is before the first step.
+        model_options: how models that are given by path are loaded.
+        kwargs: passed on to ``transformers.Trainer`` (callbacks, optimizers, ...).
+
+    Raises:
+        ValueError: for data, options or combinations that cannot be trained on, before anything is trained.
+    """
+
+    args: PreferenceConfig
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimiser step
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: PreferenceConfig,
+        loss: LossLike = "dpo",
+        train_dataset: DataSource | None = None,
+        eval_dataset: DataSource | Mapping[str, DataSource] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any | None = None,
+        ref_model: nn.Module | str | None = None,
+        model_options: ModelOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = model_options or ModelOptions(name_or_path=model if isinstance(model, str) else _path_of(model))
+        self.loss = losses.from_function(loss) if _is_function(loss) else losses.build(loss)  # type: ignore[arg-type]
+        tokenizer = processing_class or models.load_tokenizer(options)
+        with args.main_process_first(local=False, desc="reading data"):
+            self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
+        self.loss.bind(self.data.facts)
+        policy = models.load_model(options) if isinstance(model, str) else model
+        models.guard_quantised(policy)
+        if peft_config is not None:
+            policy = models.add_adapter(policy, peft_config)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=list,
+            train_dataset=self.data.train,
+            eval_dataset=self.data.evaluation,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.loss.to(args.device)
+        other = ref_model if ref_model is not None else args.ref_model_name_or_path
+        self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
+        self._fill_caches([self.data.train, *self.data.evaluations()])
+        self._sums, self._guard_pending = MetricSums(), False
+        self._step = PreferenceStep(
+            self.loss,
+            self.frozen,
+            args.device,
+            self._autocast,
+            self._over_ranks,
+            args.world_size,
+            use_previous_totals=args.coupled_totals == "previous_step",
+        )
+
+    # ---- what the trainer is made of -------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Every forward runs in the trainer's mixed precision, the frozen models' too."""
+        return self.accelerator.autocast()
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value
+
+    def _compute_dtype(self) -> str:
+        mixed = self.accelerator.mixed_precision
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.") if mixed == "no" else str(mixed)
+
+    def _fill_caches(self, datasets: list[Any]) -> None:
+        """Scores, with every cached frozen model, what the cache lacks of these datasets."""
+        wanted = [(one.with_format("numpy"), self.data.fields) for one in datasets if one is not None]
+        pad = models.pad_token_id(self.processing_class)
+        fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
+
+    def _dataloader(self, dataset: Any, sampler: StepSampler) -> DataLoader[Any]:
+        args, needs = self.args, self.loss.needs
+        collator = PreferenceCollator(
+            tuple(field for field in self.data.fields if field != "mismatched"),
+            models.pad_token_id(self.processing_class),
+            mismatched=needs.mismatched,
+            score_prompt=needs.prompt_logps,
+            rewards=needs.rewards > 0,
+            groups=self.data.groups,
+            readers={name: one.reader() for name, one in self.frozen.items() if one.cached},
+        )
+        return DataLoader(
+            Rows(dataset.with_format("numpy")),  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns this rank's micro-batches; which rows meet in a step depends on seed and epoch alone."""
+        args = self.args
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        sampler = StepSampler(
+            len(self.train_dataset),
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._dataloader(self.train_dataset, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any | None = None) -> DataLoader[Any]:
+        """Returns this rank's part of an evaluation set, in order."""
+        args = self.args
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        batch = args.per_device_eval_batch_size
+        sampler = StepSampler(len(dataset), batch, world=args.world_size, rank=args.process_index, shuffle=False)
+        return self._dataloader(dataset, sampler)
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        check_engine(self.model_wrapped, self.args.deepspeed, self.args.world_size)
+        for one in self.frozen.values():
+            one.model.policy_is_trained()
+        if resume_from_checkpoint is not None:
+            load_loss(self.loss, Path(resume_from_checkpoint))
+        self._guard_pending = resume_from_checkpoint is None and REFERENCE in self.frozen
+        return result
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Takes the micro-batches of one optimiser step; returns them and the number of rows over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.loss.train()
+        self.model_wrapped.train()
+        return batches, self._step.begin(self.model_wrapped, batches)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Returns this micro-batch's part of the step's objective."""
+        part, batch, output = self._step.forward(model, inputs)
+        rows = inputs["row"][inputs["real"]]
+        if self._guard_pending:
+            self._check_reference(batch, rows)
+        if output is not None:
+            check_finite(output.loss, rows, self.train_dataset)
+            self._sums.add(row_metrics(output, batch, self.data.groups))
+        return (part, output) if return_outputs else part
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Runs forward and backward of one micro-batch, then moves the loss's state where a step is complete."""
+        result: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step.finish(last=self.accelerator.sync_gradients)
+        self._guard_pending = self._guard_pending and not self.accelerator.sync_gradients
+        return result
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves a batch as it is: the stock method would round scores to the engine's half precision."""
+        return send_to_device(data, self.args.device)
+
+    def _check_reference(self, batch: Any, rows: Tensor) -> None:
+        """Holds the policy against its reference before the first step."""
+        full = self._compute_dtype() in ("float32", "float64")
+        check_reference(
+            batch,
+            rows,
+            self.train_dataset,
+            tolerance=self.args.reference_tolerance or (1e-3 if full else 0.1),
+            from_policy=self.frozen[REFERENCE].model.from_policy,
+            stop=not self.args.allow_reference_mismatch,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics since the last log to a training log, reduced over ranks once."""
+        if "loss" in logs:
+            logs |= {name: value for name, value in self._reduced(self._sums).items() if name != "objective"}
+        super().log(logs, start_time)
+
+    def _reduced(self, sums: MetricSums) -> dict[str, float]:
+        return means(gather_object([sums.drain()]))
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_loss(self.loss, Path(output_dir))
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: DataSource | Mapping[str, DataSource] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluates on every evaluation set, on one of them by name, or on rows given now; returns the metrics."""
+        if eval_dataset is not None and not self.data.is_known(eval_dataset):
+            eval_dataset = self.data.prepared_sets(eval_dataset)
+            self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
+        result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluates a whole set as if it were one optimiser step.
+
+        Totals are summed over the set before any loss, so that no metric depends on batch size or number of ranks;
+        fillers count for nothing. A labelled loss on split pairs gets the pairs' margins and accuracy as well.
+        """
+        model, needs = self.model_wrapped, self.loss.needs
+        sums, parts, rows = MetricSums(), [], 0
+        self.loss.eval()
+        with evaluating(model):
+            totals = None
+            if needs.coupled == "step" and needs.totals_in_evaluation:
+                totals = self._step.totals(model, self._progress(dataloader, f"{description}: totals"))
+            for inputs in self._progress(dataloader, description):
+                inputs = self._prepare_inputs(inputs)
+                batch = self._step.scored(model, inputs, mismatched=needs.mismatched and totals is None)
+                if not len(any_logps(batch)):
+                    continue
+                output = self.loss(batch, totals)
+                sums.add(row_metrics(output, batch, self.data.groups))
+                rows += len(batch)
+                if isinstance(batch, Labelled) and output.rewards is not None:
+                    parts.append(halves(output, batch, inputs["columns"]["pair"][inputs["real"]]))
+        self.loss.train()
+        gathered: list[Halves] = gather_object(parts)
+        if self.is_world_process_zero():
+            sums.add(joined_margins(gathered, self.data.groups))
+        metrics = self._reduced(sums)
+        metrics["loss"] = metrics.pop("objective", float("nan"))
+        count = sum(gather_object([rows]))
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)
+
+    def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
+        return tqdm(
+            dataloader,
+            desc=description,
+            leave=False,
+            disable=self.args.disable_tqdm or not self.is_world_process_zero(),
+        )
+
+
+def _path_of(model: nn.Module) -> str:
+    """Returns where a model in memory came from, which is where its tokenizer is."""
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
+def _is_function(loss: Any) -> bool:
+    return callable(loss) and not isinstance(loss, nn.Module)

@@ -1,0 +1,110 @@
+"""The data of a run: tokenised sets, and what the loss is told of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .config import PreferenceConfig
+from .data import DataOptions, prepare
+from .losses import Facts, Needs
+
+DataSource = Any  # a path, a list of paths or mappings, a datasets.Dataset, or rows
+
+
+class TrainingData:
+    """Training and evaluation sets as the loss wants them.
+
+    Attributes:
+        train: tokenised ``datasets.Dataset``, or None.
+        evaluation: one set, name -> set, or None.
+        reports: what reading each set found, by set name.
+        groups: names of the groups, of training first, in the order of the group indices.
+        facts: what the loss is told.
+        fields: the completions of a row that are scored.
+
+    Raises:
+        ValueError: for bad rows, or a group in evaluation that a loss which weighs groups never trained on.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        args: PreferenceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        train: DataSource | None,
+        evaluation: DataSource | Mapping[str, DataSource] | None,
+    ) -> None:
+        self.needs, self.args, self.tokenizer = needs, args, tokenizer
+        self.reports: dict[str, Any] = {}
+        self.train = None if train is None else self._prepared(train, "train")
+        self.evaluation = None if evaluation is None else self.prepared_sets(evaluation)
+        self.facts = self._facts()
+        self.groups = self._groups()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The completions of a row that are scored, as the dataset's columns name them."""
+        if self.needs.data == "labelled":
+            return ("completion", "mismatched") if self.needs.mismatched else ("completion",)
+        return ("chosen", "rejected", "gold") if self.needs.gold else ("chosen", "rejected")
+
+    def evaluations(self) -> list[Any]:
+        """Returns the evaluation sets."""
+        if isinstance(self.evaluation, Mapping):
+            return list(self.evaluation.values())
+        return [] if self.evaluation is None else [self.evaluation]
+
+    def is_known(self, dataset: Any) -> bool:
+        """True for a set of this run, or its name."""
+        if isinstance(dataset, str):
+            return isinstance(self.evaluation, Mapping) and dataset in self.evaluation
+        return any(dataset is one for one in (self.evaluation, *self.evaluations()))
+
+    def prepared_sets(self, source: DataSource | Mapping[str, DataSource]) -> Any:
+        """Returns an evaluation source tokenised: one set, or name -> set."""
+        if isinstance(source, Mapping):
+            return {name: self._prepared(one, f"eval_{name}") for name, one in source.items()}
+        return self._prepared(source, "eval")
+
+    def _prepared(self, source: DataSource, name: str) -> Any:
+        """Returns a tokenised dataset; one that is tokenised already is taken as it is."""
+        if "prompt_ids" in (getattr(source, "column_names", None) or ()):
+            return source
+        args, needs = self.args, self.needs
+        options = DataOptions(
+            kind=needs.data,
+            mismatched=needs.mismatched,
+            gold=needs.gold,
+            columns=needs.columns,
+            rewards=needs.rewards,
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            on_bad_row=args.on_bad_row,
+            rejected_rows=Path(args.output_dir) / "rejected_rows.jsonl" if args.should_save else None,
+        )
+        prepared = prepare(source, self.tokenizer, options)
+        self.reports[name] = prepared.report
+        return prepared.dataset
+
+    def _facts(self) -> Facts:
+        if self.train is None:
+            return Facts(0)
+        columns = self.train.column_names
+        groups = Counter(self.train["group"]) if "group" in columns else {}
+        labels = list(self.train["label"]) if "label" in columns else []
+        desirable = sum(map(bool, labels))
+        return Facts(len(self.train), dict(sorted(groups.items())), desirable, len(labels) - desirable)
+
+    def _groups(self) -> tuple[str, ...]:
+        """Returns the names of the groups: those trained on, then those met in evaluation only."""
+        trained = tuple(self.facts.groups)
+        met = {name for one in self.evaluations() if "group" in one.column_names for name in one["group"]}
+        new = sorted(met - set(trained))
+        if new and self.train is not None and "group" in self.needs.columns:
+            raise ValueError(f"the evaluation data has groups that the training data lacks: {', '.join(new)}")
+        return (*trained, *new)

@@ -1,0 +1,129 @@
+"""Rows of token ids and their cached scores to one batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from .layout import PROMPT, Layout, ScoredSequence, padded_layout
+from .tokenise import content_key
+
+PAIR_FIELDS = ("chosen", "rejected")
+COLUMNS = ("weight", "margin", "score_chosen", "score_rejected")
+
+
+class ScoreReader(Protocol):
+    """Reads per-token scores of a frozen model by content key."""
+
+    def get(self, keys: Sequence[bytes]) -> Sequence[np.ndarray]:
+        """Returns one float32 array, as long as the completion, for each key."""
+
+
+class Rows:
+    """A dataset as the sampler indexes it: rows know their index, and whether they only fill a batch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        real = index >= 0
+        row = index if real else ~index
+        return {**self.dataset[row], "row": row, "real": real}
+
+
+def sequence(row: Mapping[str, Any], field: str) -> ScoredSequence:
+    """Returns the prompt of ``row`` with its completion ``field`` ("chosen", "completion", ...)."""
+    return ScoredSequence(
+        np.asarray(row["prompt_ids"], dtype=np.int64),
+        np.asarray(row[f"{field}_ids"], dtype=np.int64),
+        np.asarray(row[f"{field}_mask"], dtype=bool),
+    )
+
+
+def sequence_key(s: ScoredSequence) -> bytes:
+    """Returns the content key of a sequence, under which the score cache keeps it."""
+    return content_key(s.prompt, s.completion, s.mask)
+
+
+class PreferenceCollator:
+    """Makes a batch of rows of a tokenised dataset.
+
+    Args:
+        fields: the completions to score with gradient, e.g. ("chosen", "rejected") or ("completion",).
+        pad_id: token id that pads rows; never attended to.
+        mismatched: whether rows carry a mismatched completion, laid out apart because it never has a gradient.
+        score_prompt: whether the prompt's tokens are scored too.
+        rewards: whether rows carry explicit rewards.
+        groups: index of each group's name.
+        readers: cached scores by scorer name ("reference", ...).
+
+    The batch is a dict: ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
+    (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32; "group" int64, "label" bool, "pair" int64,
+    "rewards" ``[F, N, K-1]``), ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        pad_id: int,
+        *,
+        mismatched: bool = False,
+        score_prompt: bool = False,
+        rewards: bool = False,
+        groups: Sequence[str] = (),
+        readers: Mapping[str, ScoreReader] | None = None,
+    ) -> None:
+        self.fields, self.pad_id = tuple(fields), pad_id
+        self.mismatched, self.score_prompt, self.rewards = mismatched, score_prompt, rewards
+        self.groups = {name: index for index, name in enumerate(groups)}
+        self.readers = dict(readers or {})
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sequences = {field: [sequence(row, field) for row in rows] for field in self.fields}
+        layout = padded_layout(sequences, self.pad_id, score_prompt=self.score_prompt)
+        batch: dict[str, Any] = {
+            "completions": layout,
+            "scores": self._scores(sequences, layout),
+            "columns": self._columns(rows),
+            "row": torch.tensor([row["row"] for row in rows]),
+            "real": torch.tensor([row["real"] for row in rows]),
+        }
+        if self.mismatched:
+            others = {"mismatched": [sequence(row, "mismatched") for row in rows]}
+            batch["mismatched"] = padded_layout(others, self.pad_id)
+            batch["mismatched_scores"] = self._scores(others, batch["mismatched"])
+        return batch
+
+    def _scores(self, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> dict[str, torch.Tensor]:
+        return {name: read_scores(reader, sequences, layout) for name, reader in self.readers.items()}
+
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        first = rows[0]
+        columns = {name: torch.tensor([row[name] for row in rows]).float() for name in COLUMNS if name in first}
+        if "group" in first and self.groups:
+            columns["group"] = torch.tensor([self.groups.get(row["group"], -1) for row in rows])
+        if "label" in first:
+            columns["label"] = torch.tensor([row["label"] for row in rows])
+            columns["pair"] = torch.tensor([row.get("pair", -1) for row in rows])
+        if self.rewards:
+            names = ["rewards" if field == "completion" else f"rewards_{field}" for field in self.fields]
+            columns["rewards"] = torch.tensor([[row[name] for row in rows] for name in names]).float()
+        return columns
+
+
+def read_scores(reader: ScoreReader, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> torch.Tensor:
+    """Returns the cached scores of every completion, laid out ``[F, N, T]`` float32 as ``layout["mask"]`` is."""
+    scores = torch.zeros(layout["mask"].shape, dtype=torch.float32)
+    for f, field in enumerate(layout["fields"]):
+        if field == PROMPT:
+            continue
+        values = reader.get([sequence_key(s) for s in sequences[field]])
+        for n, value in enumerate(values):
+            scores[f, n, : len(value)] = torch.from_numpy(np.array(value, dtype=np.float32))
+    return scores
