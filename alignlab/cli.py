@@ -135,8 +135,7 @@ def _train(words: Sequence[str]) -> int:
     run_config = load_config(config, [f"--{key}={text}" for key, text in options])
     from . import run
 
-    run.train(run_config)
-    return 0
+    return int(run.train(run_config) or 0)
 
 
 def _train_help() -> int:

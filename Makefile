@@ -1,0 +1,40 @@
+# Both commands start from a bare machine (python3 >= 3.11 and pip):
+#   make demo    a small model learns a preference, from nothing, in minutes
+#   make test    the test suite
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing but packages is ever downloaded.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint install clean
+
+demo: $(INSTALLED)
+	$(BIN)/alignlab demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+# torch comes first and alone: where pip has been given an index with CPU builds (PIP_EXTRA_INDEX_URL or
+# PIP_FIND_LINKS), pip takes that build of the version; once it is there, nothing pulls gigabytes of CUDA after it.
+# A Python without ensurepip makes a bare environment, which its own pip then fills.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alignlab needs Python 3.11 or newer, found " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
