@@ -25,7 +25,7 @@ Entry = tuple[str, str, list[int], str]  # name, dtype, shape, digest
 # Settings that change no score of a model in evaluation mode: where it came from, which library wrote it, what else it
 # returns, how it was initialised, how it is trained. Everything else counts, unknown fields too: a needless miss costs
 # time, a wrong hit costs the experiment. Fields with a leading underscore (paths, attention kernel) and those with
-# "dropout" in their names never count. The last two lines are of adapters, whose tensors' names tell their targets.
+# "dropout" in their names never count. From "auto_mapping" on they are of adapters; tensor names tell their targets.
 # fmt: off
 NEUTRAL = frozenset({
     "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task",
@@ -33,8 +33,9 @@ NEUTRAL = frozenset({
     "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "problem_type", "return_dict",
     "router_aux_loss_coef", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
     "transformers_version", "use_cache",
-    "base_model_name_or_path", "inference_mode", "init_lora_weights", "modules_to_save", "peft_version", "revision",
-    "target_modules", "task_type",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "modules_to_save", "peft_version", "revision", "target_modules",
+    "task_type",
 })
 # fmt: on
 
@@ -165,13 +166,18 @@ def settings_of(config: Mapping[str, Any]) -> str:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
-        kept = {str(k): v for k, v in value.items() if str(k) not in NEUTRAL and not str(k).startswith("_")}
-        return {k: _clean(v) for k, v in kept.items() if not ("dropout" in k or k.endswith(("pdrop", "layerdrop")))}
+        cleaned = {str(name): _clean(part) for name, part in value.items() if not _neutral(str(name))}
+        # Absent, None, False and empty say the same, so a newer library's new option, switched off, changes nothing.
+        return {name: part for name, part in cleaned.items() if part or (part == 0 and part is not False)}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _neutral(name: str) -> bool:
+    return name in NEUTRAL or name.startswith("_") or "dropout" in name or name.endswith(("pdrop", "layerdrop"))
 
 
 def digests_of(tensors: Iterable[NamedTensor], dtypes: Mapping[str, torch.dtype] | None = None) -> list[Entry]:
