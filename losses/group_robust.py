@@ -51,7 +51,8 @@ class GroupRobust(Loss):
         weighting: "adaptive" moves alpha, "importance" holds it proportional to 1 / N_g, "fixed" at
             ``initial_weights``.
         initial_weights: weight per group name, positive with sum 1; uniform where none are given.
-        chi: in [0, 1]; below 1 the used weights are ``(1 - chi) / K + chi * alpha``, and G moves alpha scaled by chi.
+        chi: in [0, 1]; below 1 the used weights are ``(1 - chi) / K + chi * alpha`` (the bandit code also
+            moves alpha by chi * G: multiply step_size by chi for that).
         update_order: "step" or "micro_batch".
 
     Raises:
@@ -175,7 +176,7 @@ class GroupRobust(Loss):
             return self.log_weights
         losses = totals["group_losses"].to(self.log_weights)
         adjusted = self._scales(totals).to(losses) * losses + self.group_size_correction / self.group_rows.sqrt()
-        return torch.log_softmax(self.log_weights + self.step_size * self.chi * adjusted, dim=0)
+        return torch.log_softmax(self.log_weights + self.step_size * adjusted, dim=0)
 
     def _used(self, log_weights: Tensor) -> Tensor:
         return (1 - self.chi) / max(len(log_weights), 1) + self.chi * log_weights.exp()

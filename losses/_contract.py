@@ -1,0 +1,347 @@
+"""The contract of a loss as checks that any loss can be put through: ours in the tests, yours on the command line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._base import Batch, Facts, Labelled, Loss, LossOutput, Needs, Pairs, Scored, Totals
+
+ROWS, TOKENS, GROUPS = 8, 6, ("small", "middle", "large")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One breach of the contract: which check, and what was found on which input."""
+
+    check: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}"
+
+
+def check(loss: Loss) -> list[Finding]:
+    """Puts ``loss`` through the contract; returns what failed, and nothing where all is well.
+
+    Checked: shapes and dtypes, detached rewards and metrics, finite values and gradients at extremes, half precision,
+    gradients against finite differences in float64, invariance to padding, row order and garbage under the mask,
+    totals that add over rows, a pure forward, state that survives a round trip. ``loss`` itself is left as it is.
+    """
+    findings = []
+    for name, breaches in CHECKS.items():
+        try:
+            findings += [Finding(name, message) for message in breaches(prepared(loss))]
+        except Exception as error:
+            findings.append(Finding(name, f"raised {type(error).__name__}: {error}"))
+    return findings
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------
+
+
+def prepared(loss: Loss) -> Loss:
+    """Returns a copy of ``loss``, in training mode, bound to the facts of ``example_batch``."""
+    loss = copy.deepcopy(loss).train()
+    loss.bind(example_facts(loss.needs))
+    return loss
+
+
+def example_facts(needs: Needs) -> Facts:
+    """Returns facts of a data set that ``example_batch`` could be drawn from."""
+    rows = {"small": 20, "middle": 30, "large": 50} if "group" in needs.columns else {}
+    objectives = tuple(f"objective_{j}" for j in range(needs.rewards))
+    return Facts(rows=100, groups=rows, desirable=50, undesirable=50, objectives=objectives)
+
+
+def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+    """Returns random completions of 1 to 6 tokens with all that ``needs`` asks for, and nothing else."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    def scored() -> Scored:
+        lengths = torch.randint(1, TOKENS + 1, (rows, 1), generator=draw)
+        logps = -normal(rows, TOKENS).abs() - 0.1
+        return Scored(
+            logps=logps.requires_grad_(),
+            mask=torch.arange(TOKENS) < lengths,
+            ref_logps=(logps.detach() + 0.5 * normal(rows, TOKENS)).clamp(max=-0.01) if needs.ref_logps else None,
+            kl=normal(rows, TOKENS).abs().requires_grad_() if needs.kl else None,
+            prompt_logps=(-normal(rows, 3).abs() - 0.1).requires_grad_() if needs.prompt_logps else None,
+            prompt_mask=torch.ones(rows, 3, dtype=torch.bool) if needs.prompt_logps else None,
+            second_moment=-normal(rows, TOKENS).abs() if needs.second_moment else None,
+            rewards=normal(rows, needs.rewards) if needs.rewards else None,
+            scorers={name: -normal(rows, TOKENS).abs() for name in needs.scorers},
+        )
+
+    low = normal(rows).abs() % 0.5
+    known = {
+        "group": torch.arange(rows) % len(GROUPS),
+        "margin": normal(rows).abs(),
+        "score_rejected": low,
+        "score_chosen": low + 0.1 + normal(rows).abs() % 0.3,
+    }
+    columns = {name: known[name] for name in needs.columns if name in known}
+    if needs.data == "pairs":
+        return Pairs(scored(), scored(), gold=scored() if needs.gold else None, **columns)
+    mismatched = _detached(scored()) if needs.mismatched else None
+    return Labelled(scored(), torch.arange(rows) % 3 > 0, mismatched, **columns)
+
+
+def take(batch: Batch, rows: Tensor) -> Batch:
+    """Returns the rows with these indices, as new leaves that take a gradient where the old ones did."""
+    return _mapped(batch, lambda values: values[rows])
+
+
+def completions(batch: Batch) -> Iterator[Scored]:
+    """Yields the scored completions that a gradient flows into."""
+    yield from (batch.chosen, batch.rejected) if isinstance(batch, Pairs) else (batch.completions,)
+    if isinstance(batch, Pairs) and batch.gold is not None:
+        yield batch.gold
+
+
+def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Returns the batch with ``change`` applied to every tensor that has a row per completion."""
+
+    def apply(value: object) -> object:
+        if isinstance(value, Scored):
+            parts: dict[str, Any] = {entry.name: apply(getattr(value, entry.name)) for entry in fields(value)}
+            return Scored(**parts)
+        if isinstance(value, dict):
+            return {name: apply(item) for name, item in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        changed = change(value.detach())
+        return changed.requires_grad_() if value.requires_grad else changed
+
+    changes: dict[str, Any] = {entry.name: apply(getattr(batch, entry.name)) for entry in fields(batch)}
+    return replace(batch, **changes)
+
+
+def _detached(scored: Scored) -> Scored:
+    return replace(scored, logps=scored.logps.detach())
+
+
+def _leaves(batch: Batch) -> dict[str, Tensor]:
+    """Returns the tensors of the completions that take a gradient, by the field of ``Scored`` and a number."""
+    return {
+        f"{name}.{index}": value
+        for index, scored in enumerate(completions(batch))
+        for name in ("logps", "kl", "prompt_logps")
+        if (value := getattr(scored, name)) is not None and value.requires_grad
+    }
+
+
+def _gradients(loss: Loss, batch: Batch, totals: Totals | None = None) -> tuple[LossOutput, dict[str, Tensor]]:
+    """Returns the output and the gradients of the mean loss."""
+    out = loss(batch, totals)
+    leaves = _leaves(batch)
+    values = torch.autograd.grad(out.loss.mean(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return out, dict(zip(leaves, values, strict=True))
+
+
+def _differs(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> str:
+    """Returns what to say where two tensors are not close, else an empty text."""
+    if found.shape != expected.shape:
+        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    if torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance, equal_nan=False):
+        return ""
+    return f"{found.detach().flatten().tolist()}, expected {expected.detach().flatten().tolist()}"
+
+
+# ---- checks: each yields what failed -----------------------------------------------------------------------------
+
+
+def shapes(loss: Loss) -> Iterator[str]:
+    """A float32 batch gives ``[N]`` float32 losses with gradient, detached rewards and 0-dim metrics."""
+    batch = example_batch(loss.needs, dtype=torch.float32)
+    out = loss(batch, None)
+    if not isinstance(out, LossOutput):
+        yield f"forward must return a LossOutput, found {type(out).__name__}"
+        return
+    if out.loss.shape != (ROWS,) or out.loss.dtype != torch.float32:
+        yield f"loss must be float32 [{ROWS}], found {out.loss.dtype} {list(out.loss.shape)}: do not reduce over rows"
+    if not out.loss.requires_grad:
+        yield "loss has no gradient"
+    for name in ("chosen_rewards", "rejected_rewards", "rewards"):
+        rewards = getattr(out, name)
+        if rewards is not None and (rewards.requires_grad or rewards.shape != (ROWS,)):
+            detached = not rewards.requires_grad
+            yield f"{name} must be a detached [{ROWS}], found {list(rewards.shape)}, detached: {detached}"
+    for name, values in out.metrics.items():
+        if len(values) != 2 or any(value.dim() or value.requires_grad for value in values):
+            yield f"metrics[{name!r}] must be a detached 0-dim (sum, count), found {values}"
+
+
+def finite(loss: Loss) -> Iterator[str]:
+    """Values and gradients are finite for certain, impossible and very long completions in float32."""
+    for policy, reference in ((-1e-8, -50.0), (0.0, 0.0), (-50.0, -1e-8), (-1e3, -1e3)):
+        batch = example_batch(loss.needs, dtype=torch.float32)
+        sides = ((policy, reference), (reference, policy), (-1.0, -1.0))
+        for scored, (own, other) in zip(completions(batch), sides, strict=False):
+            with torch.no_grad():
+                scored.logps.fill_(own)
+                if scored.ref_logps is not None:
+                    scored.ref_logps.fill_(other)
+        out, gradients = _gradients(loss, batch)
+        if not out.loss.isfinite().all():
+            yield f"loss {out.loss.tolist()} for log-probabilities {policy:g} under the policy, {reference:g} elsewhere"
+        if not all(gradient.isfinite().all() for gradient in gradients.values()):
+            yield f"gradient is not finite for log-probabilities {policy:g} under the policy, {reference:g} elsewhere"
+
+
+def half_precision(loss: Loss) -> Iterator[str]:
+    """bfloat16 scores are upcast: the loss is that of the same numbers in float32."""
+    batch = _mapped(example_batch(loss.needs), lambda v: v.bfloat16() if v.is_floating_point() else v)
+    upcast = _mapped(batch, lambda v: v.float() if v.is_floating_point() else v)
+    found, expected = loss(batch, None).loss, loss(upcast, None).loss
+    if found.dtype != torch.float32:
+        yield f"bfloat16 scores give a loss in {found.dtype}, expected float32"
+    if message := _differs(found, expected, 1e-6):
+        yield f"bfloat16 scores give {message} as in float32"
+
+
+def gradient(loss: Loss) -> Iterator[str]:
+    """Autograd agrees with finite differences in float64, at fixed totals."""
+    batch = example_batch(loss.needs, rows=3)
+    totals = loss.totals(batch)
+    _, gradients = _gradients(loss, batch, totals)
+    for name, leaf in _leaves(batch).items():
+        if name.split(".")[0] in loss.stops_gradient:
+            continue
+        expected = torch.zeros_like(leaf)
+        for index in range(leaf.numel()):
+            expected.view(-1)[index] = _slope(loss, batch, totals, leaf, index)
+        scale = max(1.0, float(expected.abs().max()))
+        if message := _differs(gradients[name] / scale, expected / scale, 1e-5):
+            yield (
+                f"the gradient of {name} is {message} by finite differences; if the formula stops it on purpose,"
+                f" name the field in stops_gradient"
+            )
+
+
+def _slope(loss: Loss, batch: Batch, totals: Totals, leaf: Tensor, index: int, step: float = 1e-5) -> float:
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            before = float(leaf.view(-1)[index])
+            leaf.view(-1)[index] = before + sign * step
+            values.append(float(loss(batch, totals).loss.mean()))
+            leaf.view(-1)[index] = before
+    return (values[0] - values[1]) / (2 * step)
+
+
+def padding(loss: Loss) -> Iterator[str]:
+    """Masked positions, appended or in between, change nothing, NaN and inf included."""
+    plain = example_batch(loss.needs)
+    expected, slopes = _gradients(loss, plain)
+    for garbage in (float("nan"), float("inf"), -float("inf")):
+        batch = example_batch(loss.needs)
+        mismatched = batch.mismatched if isinstance(batch, Labelled) else None
+        for scored in (*completions(batch), *([mismatched] if mismatched else [])):
+            _pollute(scored, garbage)
+        out, gradients = _gradients(loss, batch)
+        if message := _differs(out.loss, expected.loss):
+            yield f"{garbage} under the mask changes the loss to {message}"
+        for name, found in gradients.items():
+            kept = found[:, : slopes[name].shape[1]]
+            if _differs(kept, slopes[name]) or found[:, slopes[name].shape[1] :].any():
+                yield f"{garbage} under the mask changes the gradient of {name}"
+
+
+def _pollute(scored: Scored, garbage: float) -> None:
+    """Appends two masked positions, and writes ``garbage`` wherever the mask is False."""
+    pad = torch.zeros(len(scored.mask), 2)
+    mask = torch.cat([scored.mask, pad.bool()], dim=1)
+    for name in ("logps", "ref_logps", "kl", "second_moment"):
+        value = getattr(scored, name)
+        if value is not None:
+            polluted = torch.cat([value.detach(), pad.to(value)], dim=1).masked_fill(~mask, garbage)
+            setattr(scored, name, polluted.requires_grad_(value.requires_grad))
+    scored.scorers = {
+        name: torch.cat([value, pad.to(value)], 1).masked_fill(~mask, garbage) for name, value in scored.scorers.items()
+    }
+    scored.mask = mask
+
+
+def row_order(loss: Loss) -> Iterator[str]:
+    """Shuffled rows give shuffled losses."""
+    batch = example_batch(loss.needs)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    expected, found = loss(batch, None).loss, loss(take(batch, order), None).loss
+    if loss.needs.coupled == "micro_batch":  # rows may be matched anew, so only the sum is comparable
+        expected, found = expected.sum(), found.sum()
+    else:
+        expected = expected[order]
+    if message := _differs(found, expected):
+        yield f"shuffled rows give {message}"
+
+
+def totals_add(loss: Loss) -> Iterator[str]:
+    """Totals are detached, zero for no rows, and add over rows; with their sums, a split changes no row's loss."""
+    batch = example_batch(loss.needs)
+    whole = loss.totals(batch)
+    parts = [take(batch, torch.arange(start, stop)) for start, stop in ((0, 4), (4, 6), (6, 8))]
+    summed: Totals = {}
+    for part in [*parts, take(batch, torch.arange(0))]:
+        for name, value in loss.totals(part).items():
+            if value.requires_grad:
+                yield f"totals[{name!r}] must be detached"
+            summed[name] = summed[name] + value if name in summed else value
+    for name, value in loss.totals(take(batch, torch.arange(0))).items():
+        if value.any() or value.shape != whole[name].shape:
+            yield f"totals[{name!r}] of no rows must be zeros {list(whole[name].shape)}, found {value.tolist()}"
+    if whole.keys() != summed.keys():
+        yield f"totals are {sorted(whole)} of all rows, but {sorted(summed)} of parts"
+        return
+    if loss.needs.coupled == "micro_batch":
+        return
+    for name, value in whole.items():
+        if message := _differs(summed[name], value):
+            yield f"totals[{name!r}] of 4 + 2 + 2 rows is {message} as of 8 rows"
+    found = torch.cat([loss(part, summed).loss for part in parts])
+    if message := _differs(found, loss(batch, None).loss):
+        yield f"4 + 2 + 2 rows with summed totals give {message} as of 8 rows; is `needs.coupled` right?"
+
+
+def state(loss: Loss) -> Iterator[str]:
+    """A forward moves no state; state after an update survives state_dict; evaluation leaves it as it is."""
+    batch = example_batch(loss.needs)
+    before, restored = copy.deepcopy(loss.state_dict()), copy.deepcopy(loss)
+    totals = loss.totals(batch)
+    loss(batch, totals)
+    if _changed(before, loss.state_dict()):
+        yield f"forward or totals moved the state {_changed(before, loss.state_dict())}; move it in update"
+    loss.update(totals)
+    restored.load_state_dict(loss.state_dict())
+    other = example_batch(loss.needs, seed=1)
+    if message := _differs(restored(other, None).loss, loss(other, None).loss, 0.0):
+        yield f"after a round trip of state_dict the loss is {message}; is some state no buffer?"
+    loss.eval()
+    moved = copy.deepcopy(loss.state_dict())
+    loss(other, None)
+    if _changed(moved, loss.state_dict()):
+        yield f"evaluation moved the state {_changed(moved, loss.state_dict())}"
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    return [name for name, value in after.items() if not torch.equal(before[name], value)]
+
+
+CHECKS: dict[str, Callable[[Loss], Iterator[str]]] = {
+    "shapes": shapes,
+    "finite": finite,
+    "half precision": half_precision,
+    "gradient": gradient,
+    "padding": padding,
+    "row order": row_order,
+    "totals": totals_add,
+    "state": state,
+}

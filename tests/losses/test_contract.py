@@ -1,0 +1,151 @@
+"""Every loss of the folder keeps the contract."""
+
+import pytest
+import torch
+
+from alignlab import losses
+from alignlab.losses import Loss, LossOutput, Needs, Pairs, Scored, _contract
+
+VARIANTS = [
+    {"name": "dpo", "smoothing": "robust", "label_smoothing": 0.2},
+    {"name": "ipo", "normalise": "sum"},
+    {"name": "sft", "data": "labelled", "reduction": "example"},
+    {"name": "sft", "reduction": "sum"},
+    {"name": "orpo", "nll_scope": "full"},
+    {"name": "orpo", "nll_reduction": "example"},
+    {"name": "tdpo", "variant": 1},
+    {"name": "modpo", "weights": [0.5, 0.2, 0.1, 0.2], "scorers": ["helpful"]},
+    {"name": "group_robust", "base": "ipo", "mode": "total", "step_size": 0.5},
+    {"name": "group_robust", "base": "tdpo", "mode": "batch_mean", "chi": 0.5, "group_size_correction": 1.0},
+    {"name": "group_robust", "base": "kto", "weighting": "importance"},
+    {"name": "group_robust", "base": "orpo", "weighting": "fixed"},
+    {"name": "group_robust", "base": "kto", "update_order": "micro_batch"},
+]
+
+
+@pytest.mark.parametrize("spec", [*losses.names(), *VARIANTS], ids=str)
+def test_contract(spec):
+    assert _contract.check(losses.build(spec)) == []
+
+
+class Broken(Loss):
+    """Breaks one clause of the contract."""
+
+    needs = Needs(ref_logps=True)
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.seen = 0
+
+    def forward(self, batch, totals=None):
+        z = batch.chosen.log_ratios - batch.rejected.log_ratios
+        if self.how == "reduced":
+            return LossOutput(-torch.nn.functional.logsigmoid(z).mean())
+        if self.how == "overflow":
+            return LossOutput(torch.log1p(torch.exp(-z)))
+        if self.how == "garbage":
+            return LossOutput((batch.chosen.logps * batch.chosen.mask).sum(-1) - batch.rejected.sum_logps)
+        if self.how == "detached":
+            return LossOutput(-z.detach() * z)
+        if self.how == "rewards":
+            return LossOutput(-z, chosen_rewards=z, rejected_rewards=z)
+        if self.how == "coupled":
+            return LossOutput(-z / z.detach().abs().mean())
+        if self.how == "position":
+            return LossOutput(-z * torch.arange(len(z)))
+        if self.how == "half":
+            chosen = torch.where(batch.chosen.mask, batch.chosen.logps, 0).sum(-1)
+            return LossOutput(chosen - torch.where(batch.rejected.mask, batch.rejected.logps, 0).sum(-1))
+        assert self.how == "state"
+        return LossOutput(-z * (1 + self.seen))
+
+    def update(self, totals):
+        self.seen += 1
+
+
+@pytest.mark.parametrize(
+    ("how", "check"),
+    [
+        ("reduced", "shapes"),
+        ("overflow", "finite"),
+        ("garbage", "padding"),
+        ("detached", "gradient"),
+        ("rewards", "shapes"),
+        ("coupled", "totals"),
+        ("position", "row order"),
+        ("half", "half precision"),
+        ("state", "state"),
+    ],
+)
+def test_each_breach_is_found(how, check):
+    assert check in {finding.check for finding in _contract.check(Broken(how))}
+
+
+def test_undeclared_needs_are_found():
+    """A loss that reads the reference and does not say so gets none."""
+
+    def careless(batch):
+        return -batch.chosen.log_ratios
+
+    findings = _contract.check(losses.from_function(careless))
+    assert all("Scored.ref_logps" in finding.message for finding in findings)
+    assert len(findings) == len(_contract.CHECKS)
+
+
+def test_check_leaves_the_loss_alone():
+    loss = losses.build("group_robust", step_size=0.5).eval()
+    _contract.check(loss)
+    assert not loss.training
+    assert loss.group_names == ()
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_wrong_kind_of_batch_is_refused(name):
+    """A pairwise loss given labelled data, or the other way round, says so; sft takes both."""
+    loss = losses.build(name)
+    other = "labelled" if loss.needs.data == "pairs" else "pairs"
+    batch = _contract.example_batch(Needs(data=other, ref_logps=True))
+    if name == "sft":
+        assert loss(batch).loss.shape == (8,)
+        return
+    with pytest.raises(ValueError, match=r"compares pairs|reads labelled|needs"):
+        _contract.prepared(loss)(batch)
+
+
+def test_rows_of_weight_zero_count_nowhere():
+    """A filler row of weight 0 changes neither totals nor metrics nor the other rows' losses."""
+    for name in losses.names():
+        loss = _contract.prepared(losses.build(name))
+        if loss.needs.coupled == "micro_batch":
+            continue
+        batch = _contract.example_batch(loss.needs)
+        kept = _contract.take(batch, torch.arange(6))
+        batch.weight = torch.tensor([1.0] * 6 + [0.0] * 2, dtype=torch.float64)
+        found, expected = loss(batch), loss(kept)
+        torch.testing.assert_close(found.loss[:6], expected.loss, msg=lambda m, name=name: f"{name}: {m}")
+        for metric, values in expected.metrics.items():
+            for one, other in zip(found.metrics[metric], values, strict=True):
+                torch.testing.assert_close(one, other, msg=lambda m, metric=metric: f"{metric}: {m}")
+
+
+def test_scored_refuses_wrong_shapes():
+    with pytest.raises(ValueError, match="mask must be bool"):
+        Scored(torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"ref_logps has shape \(2, 2\)"):
+        Scored(torch.zeros(2, 3), torch.ones(2, 3).bool(), torch.zeros(2, 2))
+
+
+def test_scored_sums():
+    """Sum -3 over 2 counted tokens, reference -1: log-ratio -2, mean -1.5; the NaN under the mask is not seen."""
+    scored = Scored(
+        torch.tensor([[-1.0, -2.0, float("nan")]]),
+        torch.tensor([[True, True, False]]),
+        torch.tensor([[-0.5, -0.5, float("inf")]]),
+        kl=torch.tensor([[0.25, 0.5, float("nan")]]),
+    )
+    assert scored.sum_logps.item() == -3.0
+    assert scored.mean_logps.item() == -1.5
+    assert scored.log_ratios.item() == -2.0
+    assert scored.sum_kl.item() == 0.75
+    assert len(Pairs(scored, scored)) == 1
