@@ -159,11 +159,24 @@ def is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def merge_adapter(model: Any, folder: Path) -> None:
+def merge_adapter(model: Any, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Merges the adapter into its base and saves the whole as a plain model.
 
-    A 4-bit base is dequantised first: merging into 4-bit weights would round the adapter away.
+    A quantised base is dequantised first: merging into 4-bit weights would round the adapter away.
     """
-    if is_quantised(model):
-        model = model.dequantize() if hasattr(model, "dequantize") else model.base_model.model.dequantize()
-    model.merge_and_unload().save_pretrained(folder)
+    if not is_peft(model):
+        raise ValueError("model.merge_adapter: the trained model has no adapter to merge")
+    merged = model.merge_and_unload() if not is_quantised(model) else _merged_dequantised(model)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _merged_dequantised(model: Any) -> Any:
+    """Returns the dequantised base with the adapter merged in; ``model`` loses its adapter."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    adapter = {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
+    config = model.peft_config[model.active_adapter]
+    again = get_peft_model(model.unload().dequantize(), config)
+    set_peft_model_state_dict(again, adapter)
+    return again.merge_and_unload()

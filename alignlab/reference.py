@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from . import models, scoring
 from .batch import REFERENCE
 from .config import ModelOptions, PreferenceConfig
-from .fingerprint import fingerprint_model, fingerprint_path
+from .fingerprint import fingerprint_model
+from .fingerprint_files import fingerprint_path
 from .losses import Needs
 from .score_cache import ScoreStore
 

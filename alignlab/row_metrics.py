@@ -36,8 +36,7 @@ def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, 
 
     Accuracy is the share of pairs with chosen reward > rejected reward, strictly: 0 where policy == reference.
     """
-    metrics: Metrics = dict(output.metrics)
-    metrics["objective"] = _sum_count(contributions(output, batch))
+    metrics: Metrics = {"objective": _sum_count(contributions(output, batch))}
     if isinstance(batch, Labelled):
         good = batch.desirable
         metrics |= _completion_metrics("chosen", batch.completions, good)
@@ -54,7 +53,7 @@ def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, 
     if batch.group is not None:
         for index, name in enumerate(groups):
             metrics[f"group/{name}/loss"] = _sum_count(output.loss, batch.group == index)
-    return metrics
+    return metrics | output.metrics  # a loss that weighs rows knows better what to call a group's loss
 
 
 def margin_metrics(margins: Tensor, group: Tensor | None, groups: tuple[str, ...]) -> Metrics:

@@ -45,7 +45,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         args: a ``PreferenceConfig``.
         loss: a name, a mapping ``{"name": "dpo", "beta": 0.1}``, a ``losses.Loss``, or a function of the batch.
         train_dataset, eval_dataset: rows in any format that ``alignlab.data`` reads; ``eval_dataset`` may map names
-            to several sets. Give every set here: scores of a reference that is the policy itself are made now.
+            to several sets, and a number holds that many rows of ``train_dataset`` out. Give every set here: scores of a reference that is the policy itself are made now.
         processing_class: the tokenizer; by default that of the model's path.
         peft_config: a PEFT configuration; a new adapter is then trained in place of the model's weights.
         ref_model: another reference model, or its path; by default the policy as it is before the first step.
@@ -65,7 +65,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         args: PreferenceConfig,
         loss: LossLike = "dpo",
         train_dataset: DataSource | None = None,
-        eval_dataset: DataSource | Mapping[str, DataSource] | None = None,
+        eval_dataset: DataSource | Mapping[str, DataSource] | int | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any | None = None,
         ref_model: nn.Module | str | None = None,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .config import PreferenceConfig
 from .data import DataOptions, prepare
+from .data.holdout import hold_out
 from .losses import Facts, Needs
 
 DataSource = Any  # a path, a list of paths or mappings, a datasets.Dataset, or rows
@@ -37,12 +38,17 @@ class TrainingData:
         args: PreferenceConfig,
         tokenizer: PreTrainedTokenizerBase,
         train: DataSource | None,
-        evaluation: DataSource | Mapping[str, DataSource] | None,
+        evaluation: DataSource | Mapping[str, DataSource] | int | None,
     ) -> None:
         self.needs, self.args, self.tokenizer = needs, args, tokenizer
         self.reports: dict[str, Any] = {}
         self.train = None if train is None else self._prepared(train, "train")
-        self.evaluation = None if evaluation is None else self.prepared_sets(evaluation)
+        if isinstance(evaluation, int):
+            if self.train is None:
+                raise ValueError("eval_rows are held out of the training data, and there is none")
+            self.train, self.evaluation = hold_out(self.train, evaluation)
+        else:
+            self.evaluation = None if evaluation is None else self.prepared_sets(evaluation)
         self.facts = self._facts()
         self.groups = self._groups()
 

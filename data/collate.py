@@ -105,15 +105,15 @@ class PreferenceCollator:
 
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         first = rows[0]
-        columns = {name: torch.tensor([row[name] for row in rows]).float() for name in COLUMNS if name in first}
+        columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in COLUMNS if name in first}
         if "group" in first and self.groups:
-            columns["group"] = torch.tensor([self.groups.get(row["group"], -1) for row in rows])
+            columns["group"] = torch.tensor([self.groups.get(str(row["group"]), -1) for row in rows])
         if "label" in first:
-            columns["label"] = torch.tensor([row["label"] for row in rows])
-            columns["pair"] = torch.tensor([row.get("pair", -1) for row in rows])
+            columns["label"] = torch.tensor([bool(row["label"]) for row in rows])
+            columns["pair"] = torch.tensor([int(row.get("pair", -1)) for row in rows])
         if self.rewards:
             names = ["rewards" if field == "completion" else f"rewards_{field}" for field in self.fields]
-            columns["rewards"] = torch.tensor([[row[name] for row in rows] for name in names]).float()
+            columns["rewards"] = torch.tensor(np.array([[row[name] for row in rows] for name in names])).float()
         return columns
 
 

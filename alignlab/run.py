@@ -1,0 +1,143 @@
+"""One run, from config to saved model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import losses, models
+from .config import PreferenceConfig, RunConfig
+from .engine import zero_stage
+from .trainer import PreferenceTrainer
+
+logger = logging.getLogger(__name__)
+_PACKAGES = (
+    *("alignlab", "torch", "transformers", "trl", "datasets", "deepspeed", "bitsandbytes"),
+    *("evaluate", "peft", "accelerate", "tokenizers", "safetensors"),
+)
+
+
+def train(config: RunConfig) -> Path:
+    """Trains as the config says, evaluates, and saves the model into the run folder, which it returns.
+
+    The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
+    reading the data found, fingerprints), ``trainer_state.json`` (every logged metric) and ``metrics.json``.
+    """
+    args = config.training_args()
+    checkpoint = _checkpoint(args)
+    if args.deepspeed is not None and args.use_cpu and zero_stage(args.deepspeed) == 3:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")  # before from_pretrained shards the weights; not implied on CPU
+    trainer = _trainer(config, args)
+    folder = Path(args.output_dir)
+    if trainer.is_world_process_zero():
+        _write_records(folder, config, trainer)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = dict(result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        _write_json(folder / "metrics.json", metrics)
+        if config.model.merge_adapter:
+            models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
+    return folder
+
+
+def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:
+    evaluation = config.data.eval if config.data.eval_rows is None else config.data.eval_rows
+    return PreferenceTrainer(
+        models.load_model(config.model),
+        args,
+        losses.build(config.loss),
+        config.data.train,
+        evaluation,
+        models.load_tokenizer(config.model),
+        None if config.peft is None else models.peft_options(config.peft),
+        model_options=config.model,
+    )
+
+
+def _checkpoint(args: PreferenceConfig) -> str | None:
+    """Returns the checkpoint to resume from.
+
+    Raises:
+        ValueError: if the run folder holds checkpoints of an earlier run, and nothing is said of resuming.
+    """
+    asked = args.resume_from_checkpoint
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if asked in ("auto", "true", "True", True):
+        return last
+    if asked is None and last is not None:
+        raise ValueError(
+            f"output_dir: {args.output_dir} holds {Path(last).name} of an earlier run; set resume_from_checkpoint: "
+            "auto to continue it, or another output_dir"
+        )
+    return str(asked) if asked else None
+
+
+def _write_records(folder: Path, config: RunConfig, trainer: PreferenceTrainer) -> None:
+    """Writes what another person needs to know or repeat the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    _write_json(folder / "environment.json", environment())
+    sets = {"train": trainer.data.train, **_named(trainer.data.evaluation)}
+    rows = {name: {"rows": len(one), "fingerprint": one._fingerprint} for name, one in sets.items() if one is not None}
+    _write_json(folder / "data.json", {"sets": rows, "reports": trainer.data.reports})
+
+
+def environment() -> dict[str, Any]:
+    """Returns package versions, the commit of the source tree, Python and the machine."""
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return {
+        "packages": versions,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """Returns the git commit that alignlab is run from, "+changes" behind it if the tree differs; None if none."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _named(evaluation: Any) -> dict[str, Any]:
+    return dict(evaluation) if isinstance(evaluation, Mapping) else {"eval": evaluation}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    def plain(item: Any) -> Any:
+        return asdict(item) if is_dataclass(item) and not isinstance(item, type) else str(item)
+
+    path.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")
