@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .config_parser import Key
+from pathlib import Path
+from typing import Any
 
 # Everything heavy (torch, transformers) is imported by the command that needs it, so that help comes at once.
 
 USER_ERROR = 2
+
+TRAIN_USAGE = """usage: alignlab train CONFIG.yaml [--KEY VALUE ...]
+
+CONFIG.yaml is a file, or the name of a shipped config. Every key below can stand in it and on the command line,
+where dots reach into blocks: --loss.beta 0.2 --learning_rate 1e-6 --peft.r 16
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,55 +72,49 @@ def _leave(status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="alignlab", description="Train language models on preferences.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="alignlab", description="Train language models on preferences.")
     parser.add_argument("--version", action="version", version=f"alignlab {metadata.version('alignlab')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     train = "train as a config says: alignlab train CONFIG.yaml [--loss.beta 0.2 --learning_rate 1e-6 ...]"
     commands.add_parser("train", help=train, add_help=False)
 
-    losses = commands.add_parser("losses", help="list the losses, describe one, or check your own", allow_abbrev=False)
+    losses = _command(commands, "losses", _losses, "list the losses, describe one, or check your own")
     losses.add_argument("words", nargs="*", metavar="[NAME | check FILE.py:Name]", help="a loss; or a loss of your own")
-    losses.set_defaults(run=_losses)
 
-    data = commands.add_parser("data", help="look at data without a model", allow_abbrev=False)
-    check = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "check", help="rows, lengths, duplicates, length bias, groups; every bad row by file and line"
-    )
+    data = commands.add_parser("data", help="look at data without a model").add_subparsers(required=True)
+    check = _command(data, "check", _data_check, "every bad row by file and line; lengths, duplicates, groups")
     check.add_argument("files", nargs="+", metavar="FILE", help="jsonl(.gz), json, parquet, csv, arrow")
-    check.add_argument("--tokenizer", help="folder or hub id; lengths are then counted in tokens")
-    check.add_argument("--max_length", type=int, default=1024, help="tokens of prompt and completion (%(default)s)")
-    check.set_defaults(run=_data_check)
+    check.add_argument("--tokenizer", help="folder or hub id: count lengths in its tokens; by default in bytes")
 
-    cache = commands.add_parser("cache", help="look after the scores of frozen models", allow_abbrev=False)
-    actions = cache.add_subparsers(required=True, metavar="COMMAND")
-    for action, text in _CACHE_ACTIONS.items():
-        one = actions.add_parser(action, help=text, description=text, allow_abbrev=False)
-        one.add_argument("--dir", help="the cache; by default where runs put it")
-        if action == "prune":
-            one.add_argument("--days", type=float, default=30, help="drop what was not used for so long (%(default)s)")
-        one.set_defaults(run=_cache, action=action)
+    cache = commands.add_parser("cache", help="look after the scores of frozen models").add_subparsers(required=True)
+    info = _command(cache, "info", _cache_info, "list the models whose scores are kept")
+    verify = _command(cache, "verify", _cache_verify, "read every shard and name the damaged ones")
+    verify.add_argument("--repair", action="store_true", help="set them aside; their rows are scored again when needed")
+    prune = _command(cache, "prune", _cache_prune, "delete scores, and what crashes left behind")
+    prune.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT", help="these; the first characters suffice")
+    prune.add_argument("--older_than_days", type=float, help="those not used for longer")
+    prune.add_argument("--max_gb", type=float, help="the least recently used, until the rest fits")
+    prune.add_argument("--dry_run", action="store_true", help="delete nothing, say what would be deleted")
+    for one in (info, verify, prune):
+        one.add_argument("--dir", type=Path, help="the cache; by default where runs keep it")
 
-    demo = commands.add_parser(
-        "demo", help="a small model learns a preference, from nothing, in minutes", add_help=False
-    )
-    demo.set_defaults(run=_demo)
+    _command(commands, "demo", _demo, "a small model learns a preference, from nothing, in minutes")
     return parser
 
 
-_CACHE_ACTIONS = {
-    "info": "list the models whose scores are kept, with sizes",
-    "verify": "read every shard and name the damaged ones",
-    "prune": "drop what was not used for long",
-}
+def _command(parent: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
 
 
-def _console() -> Console:
+def _print(*objects: Any) -> None:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for one in objects:
+        console.print(one, markup=False, highlight=False)
 
 
 def _train(words: Sequence[str]) -> int:
@@ -130,80 +125,39 @@ def _train(words: Sequence[str]) -> int:
     config, options = split_command_line(words)
     if config is None:
         raise ValueError("which config? alignlab train CONFIG.yaml [--KEY VALUE ...]")
-    from .config import load_config
-
-    run_config = load_config(config, [f"--{key}={text}" for key, text in options])
     from . import run
+    from .config import load_config
+    from .early_stop import STOPPED_EARLY, StoppedEarly
 
-    return int(run.train(run_config) or 0)
-
-
-def _train_help() -> int:
-    from rich.table import Table
-
-    from .config import schema
-    from .config_parser import readable_type
-
-    console = _console()
-    console.print("usage: alignlab train CONFIG.yaml [--KEY VALUE ...]\n", markup=False, highlight=False)
-    console.print(
-        "CONFIG.yaml is a file or the name of a shipped config. Every key below can stand in it and on the command\n"
-        "line, where dots reach into blocks: --loss.beta 0.2 --learning_rate 1e-6 --peft.r 16\n",
-        markup=False,
-        highlight=False,
-    )
-    for title, keys in schema().groups.items():
-        table = Table("key", "type", "default", "", title=title, title_justify="left", box=None, pad_edge=False)
-        for key in keys:
-            table.add_row(key.name, readable_type(key.type), _default(key), key.help)
-        console.print(table, "", markup=False, highlight=False)
+    try:
+        run.train(load_config(config, [f"--{key}={text}" for key, text in options]))
+    except StoppedEarly as stopped:
+        print(f"alignlab: {stopped}", file=sys.stderr)
+        return STOPPED_EARLY
     return 0
 
 
-def _default(key: Key) -> str:
-    return "(required)" if key.default is dataclasses.MISSING else _value(key.default)
+def _train_help() -> int:
+    from .config import schema
+    from .tables import keys_table
 
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_value, value)) or "none"
-    return str(getattr(value, "value", value))
+    print(TRAIN_USAGE)
+    for title, keys in schema().groups.items():
+        _print(keys_table(title, keys), "")
+    return 0
 
 
 def _losses(arguments: argparse.Namespace) -> int:
     from .losses import describe, names
+    from .tables import losses_table
 
     words = arguments.words
     if words[:1] == ["check"]:
         if len(words) != 2:
             raise ValueError("which loss? alignlab losses check FILE.py:Name")
         return _losses_check(words[1])
-    if len(words) > 1:
-        raise ValueError(f"one loss at a time, found {' '.join(words)}")
-    from rich.table import Table
-
-    table = Table("loss", "", "needs", "options", show_lines=True)
-    for name in words or names():
-        one = describe(name)
-        lines = [one.summary] + ([f"also called {', '.join(one.aliases)}"] if one.aliases else [])
-        if words:
-            lines += [f"{key}: {text}" for key in ("formula", "source", "elsewhere") if (text := getattr(one, key))]
-        options = "\n".join(f"{key}: {_value(value)}" for key, value in one.defaults.items())
-        table.add_row(name, "\n".join(lines).replace("``", ""), _needs(one.needs), options)
-    _console().print(table, markup=False)
+    _print(losses_table(map(describe, words or names()), details=bool(words)))
     return 0
-
-
-def _needs(needs: Any) -> str:
-    """Returns what differs from the defaults of ``Needs``, one a line."""
-    lines = [needs.data]
-    for field in dataclasses.fields(needs):
-        value = getattr(needs, field.name)
-        if field.name not in ("data", "totals_from") and value != field.default:
-            lines.append(field.name if value is True else f"{field.name}: {_value(value)}")
-    return "\n".join(lines)
 
 
 def _losses_check(spec: str) -> int:
@@ -219,18 +173,57 @@ def _losses_check(spec: str) -> int:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    from .data import check
+    from .data import check, render
 
-    return int(check.main(arguments.files, tokenizer=arguments.tokenizer, max_length=arguments.max_length))
+    tokenizer = None
+    if arguments.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    found = check(arguments.files, tokenizer)
+    _print(render(found))
+    return 1 if found.report.rows_rejected else 0
 
 
-def _cache(arguments: argparse.Namespace) -> int:
-    from . import cache_admin
+def _cache_info(arguments: argparse.Namespace) -> int:
+    from .cache_admin import cache_info
+    from .tables import cache_table
 
-    raise NotImplementedError(cache_admin)
+    _print(cache_table(cache_info(_cache(arguments)), str(_cache(arguments))))
+    return 0
+
+
+def _cache_verify(arguments: argparse.Namespace) -> int:
+    from .cache_admin import cache_verify
+
+    damages = cache_verify(_cache(arguments), arguments.repair)
+    for damage in damages:
+        print(f"{damage.path}: {damage.reason}")
+    print(
+        f"{_cache(arguments)}: {len(damages)} damaged shards" + (", set aside" if damages and arguments.repair else "")
+    )
+    return 1 if damages and not arguments.repair else 0
+
+
+def _cache_prune(arguments: argparse.Namespace) -> int:
+    from .cache_admin import cache_prune
+    from .tables import cache_table
+
+    limits = {"older_than_days": arguments.older_than_days, "max_gb": arguments.max_gb}
+    chosen = {"fingerprints": arguments.fingerprints, "dry_run": arguments.dry_run}
+    removed = cache_prune(_cache(arguments), **limits, **chosen)
+    _print(cache_table(removed, "would be deleted" if arguments.dry_run else "deleted"))
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> Path:
+    from .score_cache import default_root
+
+    return arguments.dir if arguments.dir is not None else default_root()
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from . import demo
 
-    return int(demo.main())
+    demo.main()
+    return 0

@@ -14,6 +14,10 @@ STOPPED_EARLY = 75  # exit status "try again later" (EX_TEMPFAIL): a job script 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
+class StoppedEarly(Exception):
+    """A run was told to stop before its end; everything it needs to go on is saved."""
+
+
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """Saves a checkpoint and stops at the end of the optimiser step in which any rank got SIGUSR1 or SIGTERM.
 
