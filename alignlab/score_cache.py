@@ -160,12 +160,12 @@ class ScoreStore:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.warning(
-                "Another process is scoring with %s; waiting for it to finish (lock %s).",
-                self.meta.get("model", self.fingerprint),
-                path,
-            )
+            scorer = self.meta.get("model", self.fingerprint)
+            logger.warning("Another process is scoring with %s; waiting for it to finish (lock %s).", scorer, path)
             lock.acquire()
+        except OSError as error:
+            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with ALIGNLAB_CACHE"
+            raise OSError(error.errno, reason, str(path)) from error
         try:
             for temporary in temporary_paths(self.folder):
                 temporary.unlink(missing_ok=True)
