@@ -56,7 +56,8 @@ class PolicyAtStart(FrozenModel):
         self.policy, self.description, self.trained = policy, "the policy before training", False
 
     def fingerprint(self, compute_dtype: str) -> str:
-        return fingerprint_model(self.policy, compute_dtype=compute_dtype)
+        adapter = self.policy.active_adapter if models.is_peft(self.policy) else None
+        return fingerprint_model(self.policy, adapter=adapter, compute_dtype=compute_dtype)
 
     def policy_is_trained(self) -> None:
         self.trained = True
@@ -144,7 +145,9 @@ class SeparateModel(FrozenModel):
             found = fingerprint_path(self.path, dtype=self.dtype, compute_dtype=compute_dtype)
             if found is not None:
                 return found
-        return fingerprint_model(self.loaded(), compute_dtype=compute_dtype)
+        model: Any = self.loaded()
+        adapter = model.active_adapter if models.is_peft(model) else None
+        return fingerprint_model(model, adapter=adapter, compute_dtype=compute_dtype)
 
     def loaded(self) -> nn.Module:
         """Returns the module, loading it if it is not in memory; its parameters take no gradient."""
