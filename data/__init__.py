@@ -1,5 +1,6 @@
 """Rows on disk to tensors."""
 
+from .check import LengthBias, Lengths, Statistics, check, render, statistics
 from .options import DataOptions
 from .prepare import Prepared, prepare
 from .schema import BadRow, DataReport, SourceReport
@@ -9,8 +10,14 @@ __all__ = [
     "BadRow",
     "DataOptions",
     "DataReport",
+    "LengthBias",
+    "Lengths",
     "Prepared",
     "SourceReport",
+    "Statistics",
+    "check",
     "content_key",
     "prepare",
+    "render",
+    "statistics",
 ]

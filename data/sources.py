@@ -158,7 +158,7 @@ def _read_jsonl(path: Path) -> Iterator[Located]:
 
 def _json_line(line: bytes) -> dict[str, Any] | Broken:
     try:
-        return _checked(json.loads(line.decode("utf-8")))
+        return _checked(json.loads(line.decode("utf-8").rstrip("\r\n")))
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 (byte {error.start} of the line)"
     except json.JSONDecodeError as error:
