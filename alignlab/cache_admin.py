@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from alignlab.score_cache import DAMAGED, LAST_USED, META, lock_path, read_meta, set_aside
-from alignlab.score_shard import (
+from .score_cache import DAMAGED, LAST_USED, META, lock_path, read_meta, set_aside
+from .score_shard import (
     KEY_DTYPE,
     DamagedShard,
     NewerShard,

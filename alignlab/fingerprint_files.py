@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from alignlab.fingerprint import Entry, NamedTensor, base_tensors, combine, digests_of, settings_of
+from .fingerprint import Entry, NamedTensor, base_tensors, combine, digests_of, settings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def fingerprint_path(
     path: Path | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     compute_dtype: torch.dtype | str,
     extra: Mapping[str, str] | None = None,
     revision: str | None = None,
@@ -35,7 +35,7 @@ def fingerprint_path(
 
     Args:
         path: a folder with ``config.json`` and ``model.safetensors`` or an index of shards, or a hub id.
-        dtype: the dtype given to ``from_pretrained``.
+        dtype: the dtype given to ``from_pretrained``, ``"auto"`` included.
         compute_dtype: as for ``fingerprint_model``.
         extra: as for ``fingerprint_model``.
         revision: of a hub id, the one that would be loaded.
@@ -53,7 +53,9 @@ class _NotForetold(Exception):
     """Why the tensors in memory would not be those of the files."""
 
 
-def _file_entries(path: Path | str, dtype: torch.dtype, revision: str | None) -> tuple[list[Entry], dict[str, Any]]:
+def _file_entries(
+    path: Path | str, dtype: torch.dtype | str, revision: str | None
+) -> tuple[list[Entry], dict[str, Any]]:
     """Digests of what ``from_pretrained`` would make of the files, and the model's config."""
     folder = _folder(path, revision)
     model = _meta_model(folder, dtype)
@@ -104,28 +106,31 @@ def _folder(path: Path | str, revision: str | None) -> Path:
         raise _NotForetold(str(error)) from error
 
 
-def _meta_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _meta_model(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """The module that would be loaded, without memory for its tensors: tells names, shapes, dtypes and ties."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     if (folder / "adapter_config.json").exists():
         raise _NotForetold("it holds an adapter")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (OSError, ValueError, KeyError) as error:
         raise _NotForetold(f"no known causal language model: {error}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise _NotForetold("it is quantised")
+    load_dtype = config.dtype if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if load_dtype is None:
+        raise _NotForetold("its config names no dtype")
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(load_dtype)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = model_class(config)  # not from_config: under ZeRO-3 that would shard it
     finally:
         torch.set_default_dtype(default)
-    if model._get_dtype_plan(dtype):
-        raise _NotForetold(f"some of its modules stay in float32 when loaded as {dtype}")
+    if model._get_dtype_plan(load_dtype):
+        raise _NotForetold(f"some of its modules stay in float32 when loaded as {load_dtype}")
     return model
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from alignlab.score_shard import (
+from .score_shard import (
     KEY_DTYPE,
     Array,
     DamagedShard,
@@ -32,7 +32,7 @@ from alignlab.score_shard import (
     temporary_paths,
     write_durably,
 )
-from alignlab.score_writer import ShardWriter
+from .score_writer import ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -208,16 +208,17 @@ class ScoreStore:
     def _index(self, column: str) -> Index:
         """Sorted keys ``S16 [rows]`` with the shard and the row of each: 24 bytes per row, built when first asked."""
         if column not in self._indices:
-            holders = [(i, s.keys) for i, s in enumerate(self._shards.values()) if column in s.columns]
-            keys = np.concatenate([keys for _, keys in holders] or [np.empty(0, KEY_DTYPE)])
+            shards = list(self._shards.values())
+            sizes = [len(shard.keys) if column in shard.columns else 0 for shard in shards]
+            starts = np.cumsum([0, *sizes])
+            keys = np.empty(starts[-1], KEY_DTYPE)
+            for shard, start, size in zip(shards, starts, sizes, strict=False):
+                keys[start : start + size] = shard.keys[:size]
             order = np.argsort(keys, kind="stable")  # stable: of a key written twice the older comes first, and wins
-            numbers = np.concatenate(
-                [np.full(len(keys), i, np.int32) for i, keys in holders] or [np.empty(0, np.int32)]
-            )
-            rows = np.concatenate(
-                [np.arange(len(keys), dtype=np.int32) for _, keys in holders] or [np.empty(0, np.int32)]
-            )
-            self._indices[column] = (keys[order], numbers[order], rows[order])
+            keys = keys[order]
+            numbers = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
+            order -= starts[numbers]
+            self._indices[column] = (keys, numbers, order.astype(np.int32))
         return self._indices[column]
 
     def _locate(self, wanted: NDArray[np.bytes_], column: str) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

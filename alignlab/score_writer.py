@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignlab.score_shard import KEY_BYTES, Array, Keys, as_keys, make_folder, write_shard
+from .score_shard import KEY_BYTES, Array, Keys, as_keys, make_folder, write_shard
 
 Kind = tuple[torch.dtype, torch.Size]
 

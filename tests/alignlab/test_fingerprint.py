@@ -15,6 +15,7 @@ from transformers import (
     BitsAndBytesConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MixtralConfig,
     Qwen2Config,
@@ -54,6 +55,14 @@ def test_files_equal_memory_in_every_load_dtype(name, dtype, tmp_path):
     build(CONFIGS[name]).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert fingerprint_path(tmp_path, dtype, "float32") == in_memory(loaded)
+
+
+def test_dtype_auto_is_that_of_the_config(tmp_path):
+    build(CONFIGS["llama"], torch.bfloat16).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    found = [fingerprint_path(tmp_path, dtype, "float32") for dtype in ("auto", "bfloat16", torch.bfloat16)]
+    assert found == [in_memory(loaded)] * 3
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2-tied"])
@@ -212,6 +221,10 @@ class TestWhenFilesCannotTell:
     def test_adapter(self, tmp_path, caplog):
         get_peft_model(build(CONFIGS["llama"]), LoraConfig(r=2)).save_pretrained(tmp_path)
         assert "adapter" in self.reason(tmp_path, caplog)
+
+    def test_modules_kept_in_float32(self, llama_folder, caplog, monkeypatch):
+        monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["norm"])
+        assert "stay in float32 when loaded as torch.bfloat16" in self.reason(llama_folder, caplog, torch.bfloat16)
 
     def test_not_a_model(self, tmp_path, caplog):
         assert "no known causal language model" in self.reason(tmp_path, caplog)
