@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from .options import DataOptions
@@ -56,11 +57,15 @@ def _group(value: Any) -> str:
 
 
 def _number(value: Any, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise RowError(f"{field} is {value!r} of type {type(value).__name__}; it must be a number")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
         raise RowError(f"{field} is {value}; it must be a finite number")
-    return float(value)
+    return number
 
 
 def _rewards(value: Any, field: str, options: DataOptions) -> list[float] | dict[str, float]:

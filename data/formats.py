@@ -98,7 +98,7 @@ def _labelled(raw: Mapping[str, Any], options: DataOptions) -> Row:
     label = raw.get("label", options.default_label)
     if label is None:
         raise RowError("label is missing")
-    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
+    if label not in (0, 1):
         raise RowError(f"label is {label!r}; allowed are true and false")
     row = _row(raw, {"completion": raw["completion"]})
     row.label = bool(label)

@@ -127,6 +127,11 @@ class _Reader:
                 units.append(np.arange(first, len(self.builder), dtype=np.int64))
         if self.ignored:
             self.report.note(f"fields that nothing reads: {', '.join(sorted(self.ignored))}")
+        if self.report.prompts_repeated:
+            self.report.note(
+                f"in {self.report.prompts_repeated} rows every completion opens with the whole prompt: "
+                "if it repeats the prompt, leave the field prompt out and it is found by itself"
+            )
         if self.any_group and self.ungrouped:
             units = self._reject_ungrouped(units)
         for account, kept in zip(self.report.sources, units, strict=True):
@@ -144,7 +149,9 @@ class _Reader:
                 if isinstance(raw, Broken):
                     raise RowError(raw.reason)
                 row = parse_row(raw, self.options)
-                parsed[number] = row, self.template.render(row)
+                rendering = self.template.render(row)
+                _check_unicode(row, rendering)
+                parsed[number] = row, rendering
                 self.ignored.update(raw.keys() - KNOWN_FIELDS)
             except RowError as error:
                 reasons[number] = str(error)
@@ -174,6 +181,9 @@ class _Reader:
         self.report.prompts_truncated += encoded.cut_prompt
         self.report.completions_truncated += encoded.cut_completions
         self.report.prompts_ending_in_space += rendering.special_tokens and rendering.prompt[-1:].isspace()
+        if rendering.special_tokens:
+            replies = rendering.completions.values()
+            self.report.prompts_repeated += all(reply[0][0].startswith(rendering.prompt) for reply in replies)
         self.builder.add(encoded, row, place)
 
     def _reject(self, source: int, located: Located, reason: str) -> None:
@@ -191,6 +201,15 @@ class _Reader:
                     self._reject(index, located, "group is missing, and other rows have one")
         dropped = [unit for _, _, _, unit in self.ungrouped]
         return [np.setdiff1d(kept, dropped, assume_unique=True) for kept in units]
+
+
+def _check_unicode(row: Row, rendering: Rendering) -> None:
+    """JSON can spell half a character ("\\ud83d"), which no tokenizer and no table can hold."""
+    texts = [rendering.prompt, *(text for value in rendering.completions.values() for text, _ in value)]
+    try:
+        "".join([*texts, str(row.columns.get("group", ""))]).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("not UTF-8: the text has half of a surrogate pair") from error
 
 
 def _weigh(sources: list[Source], report: DataReport, units: list[np.ndarray], seed: int) -> np.ndarray:

@@ -104,6 +104,7 @@ class DataReport:
         duplicates: rows whose tokens all equal those of an earlier row (kept, not removed).
         prompts_ending_in_space: standard rows whose prompt ends in whitespace, after which tokens may not be
             those the model would have written itself.
+        prompts_repeated: standard rows whose completions all open with the whole prompt.
         reward_names: the order of the named objectives, empty where rewards are lists.
         notes: sentences a user should read once.
         fingerprint: 32 hex digits over the content of all rows in order.
@@ -116,6 +117,7 @@ class DataReport:
     completions_truncated: int = 0
     duplicates: int = 0
     prompts_ending_in_space: int = 0
+    prompts_repeated: int = 0
     reward_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""

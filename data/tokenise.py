@@ -52,14 +52,16 @@ class Tokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True) -> None:
         self.tokenizer = tokenizer
         self.eos: int | None = tokenizer.eos_token_id if add_eos else None
-        plain: Ids = self._ids(["a"])[0]
-        special: Ids = tokenizer("a")["input_ids"]
+        # A word that the tokenizer knows shows what it writes around every text.
+        word = next((word for word in ("a", "the", "1", "?") if self._ids([word])[0]), "")
+        plain: Ids = self._ids([word])[0]
+        special: Ids = tokenizer(word)["input_ids"]
         starts = [at for at in range(len(special)) if special[at : at + len(plain)] == plain]
         self.bos: Ids = special[: starts[0]] if starts else []
         # Some tokenizers write a space before every text; a completion is no new text, so a newline goes in front of
         # it while it is tokenised, and its tokens are taken off again.
-        first = tokenizer.convert_ids_to_tokens(plain[:1])[0]
-        self.anchor = "\n" if isinstance(first, str) and first.startswith(("▁", "Ġ")) else ""
+        opening = "".join(map(str, tokenizer.convert_ids_to_tokens(plain[:1])))
+        self.anchor = "\n" if opening.startswith(("▁", "Ġ")) else ""
         self.anchor_ids: Ids = self._ids([self.anchor])[0] if self.anchor else []
 
     def _ids(self, texts: list[str]) -> list[Ids]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from alignlab.data.formats import parse_row
@@ -90,6 +91,7 @@ def test_conversations_that_part_early_keep_all_later_turns():
     [
         ({"prompt": "Hi?", "completion": "Hello.", "label": True}, True),
         ({"prompt": "Hi?", "completion": "Hello.", "label": 0}, False),
+        ({"prompt": "Hi?", "completion": "Hello.", "label": np.bool_(True)}, True),
     ],
 )
 def test_standard_labelled(raw, label):
@@ -208,6 +210,7 @@ CHAT = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
         ({**PAIR, "weight": -1}, "weight is -1.0; it must be 0 or more"),
         ({**PAIR, "margin": "3"}, "margin is '3' of type str; it must be a number"),
         ({**PAIR, "margin": True}, "margin is True of type bool; it must be a number"),
+        ({**PAIR, "margin": 10**400}, "it must be a finite number"),
         ({**PAIR, "group": 1.5}, "group is of type float"),
         ({**PAIR, "group": " "}, "group is empty"),
         ({**PAIR, "rewards_chosen": 3}, "rewards_chosen must be a list of numbers or a mapping"),

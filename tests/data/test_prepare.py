@@ -149,8 +149,23 @@ def test_rows_without_a_group_are_bad_once_any_row_has_one(tokenizer, tmp_path):
 
 
 def test_labelled_rows_given_to_a_loss_of_pairs(tokenizer):
-    with pytest.raises(ValueError, match="row 0: a labelled row .* use a loss for labelled rows, such as kto"):
+    with pytest.raises(ValueError, match=r"row 0: a labelled row .* use a loss for labelled rows, such as kto"):
         run([{"prompt": "p", "completion": "c", "label": True}], tokenizer)
+
+
+def test_half_a_surrogate_pair_is_a_bad_row_not_a_crash(tokenizer, tmp_path):
+    path, aside = tmp_path / "rows.jsonl", tmp_path / "rejected_rows.jsonl"
+    lines = [json.dumps(PAIR), json.dumps({**PAIR, "chosen": "\ud83d"}), json.dumps({**PAIR, "group": "\ud83d"})]
+    path.write_text("\n".join(lines))
+    prepared = run(path, tokenizer, on_bad_row="skip", rejected_rows=aside)
+    assert [row.reason for row in prepared.report.bad_rows] == ["not UTF-8: the text has half of a surrogate pair"] * 2
+    assert len(aside.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_completions_that_repeat_the_prompt_are_pointed_at(tokenizer):
+    report = run([{"prompt": "ask", "chosen": "ask good", "rejected": "ask bad"}, PAIR], tokenizer).report
+    assert report.prompts_repeated == 1
+    assert report.notes[0].startswith("in 1 rows every completion opens with the whole prompt")
 
 
 # ---- duplicates, mixtures, fingerprints ----------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_several_turns_under_such_a_template_are_a_bad_row(thinking):
 
 def test_template_that_shares_no_opening_is_a_bad_row(make_tokenizer):
     tokenizer = make_tokenizer("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(ValueError, match="row 0: the chat template renders .* without a shared opening"):
+    with pytest.raises(ValueError, match=r"row 0: the chat template renders .* without a shared opening"):
         first(tokenizer, CHAT)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from alignlab.data import DataOptions, content_key, prepare
 from alignlab.data.schema import RowError
@@ -60,6 +62,15 @@ def test_tokenizer_that_opens_every_text_with_a_space_adds_none_to_completions(m
     assert tokenizer.convert_ids_to_tokens(row["prompt_ids"]) == ["▁", "a", "s", "k"]
     assert tokenizer.convert_ids_to_tokens(row["chosen_ids"]) == ["g", "o", "o", "d", "<eos>"]
     assert tokenizer.convert_ids_to_tokens(row["rejected_ids"]) == ["▁", "b", "a", "d", "<eos>"]
+
+
+def test_tokenizer_that_knows_few_words():
+    """A probe for BOS must not rest on a letter the tokenizer has never seen."""
+    words = Tokenizer(models.BPE({"<eos>": 0, "1": 1, "2": 2}, []))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    row = first(tokenizer, {"prompt": "1", "chosen": "1 2", "rejected": "2"})
+    assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == ([1], [1, 2, 0], [2, 0])
 
 
 # ---- truncation ----------------------------------------------------------------------------------------------------
