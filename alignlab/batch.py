@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class FrozenScores:
-    """What frozen models say of one micro-batch: scorer name -> ``[F, N, T]`` float32, for completions and mismatched."""
+    """What frozen models say of a micro-batch: scorer name -> ``[F, N, T]`` float32, mismatched completions apart."""
 
     completions: dict[str, Tensor] = field(default_factory=dict)
     mismatched: dict[str, Tensor] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def loss_batch(
 def take_rows(value: T, rows: Tensor) -> T:
     """Returns ``value`` (a tensor, or a dataclass or mapping of tensors) with the rows where ``rows`` is True."""
     if isinstance(value, Tensor):
-        return value[rows]
+        return value[rows]  # type: ignore[return-value]
     if isinstance(value, Mapping):
         return {name: take_rows(item, rows) for name, item in value.items()}  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):

@@ -16,15 +16,21 @@ def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
+def describe_engine(model: Any, ranks: int) -> dict[str, Any]:
+    """Returns what really wraps ``model``: its class, its ZeRO stage if it has one, and the number of ranks."""
+    stage = model.zero_optimization_stage() if hasattr(model, "zero_optimization_stage") else None
+    return {"class": type(model).__name__, "zero_stage": stage, "ranks": ranks}
+
+
 def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int) -> None:
-    """Raises RuntimeError unless ``model`` is wrapped by the engine, at the stage, over the ranks that were asked for."""
+    """Raises RuntimeError unless ``model`` has the engine, the stage and the ranks that were asked for."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks != asked:
         raise RuntimeError(f"the launcher started {asked} ranks, but the run has {ranks}: it would train as if alone")
     stage = zero_stage(deepspeed)
     engine = type(model).__name__
     if stage is not None:
-        found = model.zero_optimization_stage() if hasattr(model, "zero_optimization_stage") else None
+        found = describe_engine(model, ranks)["zero_stage"]
         if found != stage:
             raise RuntimeError(
                 f"DeepSpeed ZeRO stage {stage} was asked for, but the model is wrapped by {engine} at stage {found}. "

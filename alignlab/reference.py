@@ -52,7 +52,7 @@ class FrozenModel:
 class PolicyAtStart(FrozenModel):
     """The policy as it is before the first step: it can score only before training starts."""
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: Any) -> None:
         self.policy, self.description, self.trained = policy, "the policy before training", False
 
     def fingerprint(self, compute_dtype: str) -> str:
@@ -152,7 +152,8 @@ class SeparateModel(FrozenModel):
     def loaded(self) -> nn.Module:
         """Returns the module, loading it if it is not in memory; its parameters take no gradient."""
         if self.model is None:
-            assert self.path is not None and self._load is not None
+            assert self.path is not None
+            assert self._load is not None
             logger.info("loading %s", self.description)
             self.model = self._load(self.path)
         models.guard_quantised(self.model)

@@ -17,7 +17,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from . import losses, models
 from .config import PreferenceConfig, RunConfig
-from .engine import zero_stage
+from .early_stop import StopOnSignal, StoppedEarly
+from .engine import describe_engine, zero_stage
 from .trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ def train(config: RunConfig) -> Path:
 
     The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
     reading the data found, fingerprints), ``trainer_state.json`` (every logged metric) and ``metrics.json``.
+
+    Raises:
+        StoppedEarly: a signal ended the run before its last step; its checkpoint is saved.
     """
     args = config.training_args()
     checkpoint = _checkpoint(args)
@@ -43,7 +47,11 @@ def train(config: RunConfig) -> Path:
     folder = Path(args.output_dir)
     if trainer.is_world_process_zero():
         _write_records(folder, config, trainer)
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped:
+        raise StoppedEarly(f"told to stop at step {trainer.state.global_step}; resume_from_checkpoint: auto goes on")
     metrics = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
@@ -51,6 +59,8 @@ def train(config: RunConfig) -> Path:
     trainer.save_state()
     if trainer.is_world_process_zero():
         _write_json(folder / "metrics.json", metrics)
+        engine = describe_engine(trainer.model_wrapped, args.world_size)
+        _write_json(folder / "environment.json", {**environment(), "engine": engine})
         if config.model.merge_adapter:
             models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
     return folder

@@ -45,7 +45,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         args: a ``PreferenceConfig``.
         loss: a name, a mapping ``{"name": "dpo", "beta": 0.1}``, a ``losses.Loss``, or a function of the batch.
         train_dataset, eval_dataset: rows in any format that ``alignlab.data`` reads; ``eval_dataset`` may map names
-            to several sets, and a number holds that many rows of ``train_dataset`` out. Give every set here: scores of a reference that is the policy itself are made now.
+            to several sets, and a number holds that many rows of ``train_dataset`` out. Give every set here: the
+            scores of a reference that is the policy itself are made now.
         processing_class: the tokenizer; by default that of the model's path.
         peft_config: a PEFT configuration; a new adapter is then trained in place of the model's weights.
         ref_model: another reference model, or its path; by default the policy as it is before the first step.
@@ -112,7 +113,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
-        return self.accelerator.autocast()
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value

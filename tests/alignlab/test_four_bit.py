@@ -116,9 +116,7 @@ def test_second_run_finds_the_scores_of_the_first(model_path: Path, tokenizer: A
     assert other.frozen["reference"].forwards == 16
 
 
-def test_saved_adapter_and_merged_model_score_as_in_memory(
-    model_path: Path, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_saved_adapter_and_merged_model_score_as_in_memory(model_path: Path, tokenizer: Any, tmp_path: Path) -> None:
     """The adapter loads on a 4-bit base; the merged model is a plain one, equal to dequantised base plus adapter."""
     run = trainer(model_path, tokenizer, tmp_path, make_rows(16))
     run.train()
@@ -127,7 +125,9 @@ def test_saved_adapter_and_merged_model_score_as_in_memory(
     run.model.eval()
     with torch.no_grad():
         expected = run.model(ids).logits
-        again = PeftModel.from_pretrained(load_model(ModelOptions(str(model_path), load_in_4bit=True)), tmp_path / "adapter")
+        again = PeftModel.from_pretrained(
+            load_model(ModelOptions(str(model_path), load_in_4bit=True)), tmp_path / "adapter"
+        )
         torch.testing.assert_close(again.eval()(ids).logits, expected, rtol=0, atol=1e-5)
         merge_adapter(run.model, tmp_path / "merged", tokenizer)
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -140,7 +140,9 @@ def test_weights_repacked_before_us_are_refused(model_path: Path, tokenizer: Any
     from transformers import BitsAndBytesConfig
 
     quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(model_path, quantization_config=quantised, device_map={"": "cpu"}).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, quantization_config=quantised, device_map={"": "cpu"}
+    ).eval()
     with torch.no_grad():
         model(torch.tensor([[5, 9, 30]]))
     repacked = [m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None]

@@ -178,9 +178,7 @@ def test_saved_adapter_as_reference(tokenizer: Any, tmp_path: Path) -> None:
     expected = logps(trainer(tokenizer, tmp_path, rows, model=random_adapter(make_model(), seed=1)))
     for mode in ("cached", "live"):
         policy = random_adapter(make_model(), seed=2)
-        run = trainer(
-            tokenizer, tmp_path, rows, model=policy, reference=mode, ref_adapter=str(tmp_path / "adapter")
-        )
+        run = trainer(tokenizer, tmp_path, rows, model=policy, reference=mode, ref_adapter=str(tmp_path / "adapter"))
         torch.testing.assert_close(logps(run), expected, rtol=0, atol=1e-5)
         run.train()
         torch.testing.assert_close(logps(run), expected, rtol=0, atol=1e-5)
