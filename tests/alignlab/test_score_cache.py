@@ -45,12 +45,12 @@ def assert_holds(store, numbers):
         assert values.tobytes() == scores(number).tobytes()
 
 
-def run(script, *arguments, **options):
+def run(script, *arguments):
     """Starts a python process that has this file's helpers."""
     prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_score_cache import *\n"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-u", "-c", prelude + script, *map(str, arguments)]
-    return subprocess.Popen(command, text=True, **pipes, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def test_round_trip_is_bitwise_in_any_order_and_across_processes(tmp_path):
@@ -165,7 +165,7 @@ rows = st.dictionaries(st.integers(0, 40).map(lambda n: n << 120 | n % 2), st.in
 )
 def test_store_agrees_with_a_dictionary(batches, shard_rows, asked):
     """Keys that differ in their last byte only, or end in zero bytes, are told apart."""
-    known = {}
+    known: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as root:
         store = ScoreCache(root).open(NAME)
         for batch in batches:
