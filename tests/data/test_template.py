@@ -78,6 +78,16 @@ def test_generation_marks_decide_what_counts(make_tokenizer):
     ]
 
 
+def test_marks_that_open_before_the_completion_are_cut_at_the_prompts_end(make_tokenizer):
+    """The template marks the assistant's header too, in the prompt's turn and in the completion's."""
+    header = "<|im_start|>{{ message.role }}\n"
+    template = GENERATION.replace(header, "", 1).replace("{% generation %}", "{% generation %}" + header)
+    tokenizer = make_tokenizer(template.replace("{% else %}", "{% else %}" + header))
+    row = first(tokenizer, {"prompt": [USER, GOOD, MORE], "chosen": [GOOD], "rejected": [BAD]})
+    assert tokenizer.decode(row["prompt_ids"]).endswith("More?<|im_end|>\n<|im_start|>assistant\n")
+    assert stretches(tokenizer, row, "chosen") == [("Yes.<|im_end|>", True), ("\n", False)]
+
+
 @pytest.fixture
 def thinking(make_tokenizer, chatml):
     """The generation prompt ends with an empty thought that the whole conversation leaves out."""
