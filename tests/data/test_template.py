@@ -110,6 +110,14 @@ def test_several_turns_under_such_a_template_are_a_bad_row(thinking):
         first(thinking, {"prompt": [USER], "chosen": [GOOD, MORE, GOOD], "rejected": [BAD]})
 
 
+def test_one_reply_and_the_users_answer_can_be_told_apart_under_such_a_template(thinking):
+    row = first(thinking, {"prompt": [USER], "chosen": [GOOD, MORE], "rejected": [BAD]})
+    assert stretches(thinking, row, "chosen") == [
+        ("Yes.<|im_end|>\n", True),
+        ("<|im_start|>user\nMore?<|im_end|>\n", False),
+    ]
+
+
 def test_template_that_shares_no_opening_is_a_bad_row(make_tokenizer):
     tokenizer = make_tokenizer("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(ValueError, match=r"row 0: the chat template renders .* without a shared opening"):
