@@ -27,6 +27,24 @@ class MarginLoss(Loss):
         """Returns the loss of each row, ``[N]``, as a function of its margin ``z [N]``."""
         raise NotImplementedError
 
+    def output(self, pairs: Pairs, loss: Tensor) -> LossOutput:
+        """Returns ``loss [N]`` with the implicit rewards."""
+        return pair_output(pairs, loss, self.beta)
+
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         pairs = pairs_of(batch)
-        return pair_output(pairs, self.of_margin(self.margin(pairs)), self.beta)
+        return self.output(pairs, self.of_margin(self.margin(pairs)))
+
+
+def margin_base(base: Loss | None, beta: float | None, default: type[MarginLoss]) -> MarginLoss:
+    """Returns ``base``, or the default with ``beta`` (0.1 where none is given) where there is none.
+
+    Raises ValueError if the base is no function of the margin, or if beta is given twice.
+    """
+    if base is None:
+        return default(0.1 if beta is None else beta)
+    if not isinstance(base, MarginLoss):
+        raise ValueError(f"base: {type(base).__name__} is no function of the margin alone, so it cannot be shifted")
+    if beta is not None:
+        raise ValueError(f"beta belongs to the base where one is given, found beta {beta} beside {type(base).__name__}")
+    return base

@@ -80,7 +80,8 @@ class Description:
     Attributes:
         name: its name in configs, which is its file name.
         summary: one line.
-        formula, source, elsewhere: as its docstring has them.
+        formula, source, elsewhere, collision: as its docstring has them: what it computes, the paper, what other
+            packages call it, and what else goes by its name.
         needs: what it must be given, with default options.
         defaults: option -> default; an option that must be given is not in there.
         aliases: other names.
@@ -91,6 +92,7 @@ class Description:
     formula: str
     source: str
     elsewhere: str
+    collision: str
     needs: Needs
     defaults: dict[str, Any]
     aliases: tuple[str, ...]
@@ -110,9 +112,10 @@ def describe(name: str) -> Description:
         formula=sections.get("Formula", ""),
         source=sections.get("Source", ""),
         elsewhere=sections.get("Elsewhere", ""),
+        collision=sections.get("Collision", ""),
         needs=cls().needs if len(defaults) == len(parameters) else cls.needs,
         defaults=defaults,
-        aliases=tuple(cls.aliases),
+        aliases=tuple(_aliases(cls)),
     )
 
 
@@ -165,12 +168,12 @@ def _target(name: str, where: str) -> tuple[type[Loss] | LossFunction, Mapping[s
     if name in names():
         return _class_of(name), {}
     if name in AMBIGUOUS:
-        raise ValueError(f"{where}.name: {name!r} is not clear: {AMBIGUOUS[name]}")
-    aliases = {alias: known for known in names() for alias in _class_of(known).aliases}
+        raise ValueError(f"{where}.name: {name!r} names no loss here: {AMBIGUOUS[name]}")
+    aliases = {alias: known for known in names() for alias in _aliases(_class_of(known))}
     if name not in aliases:
         raise ValueError(_unknown(f"{where}.name", "loss", name, [*names(), *aliases]))
     cls = _class_of(aliases[name])
-    preset = cls.aliases[name]
+    preset = _aliases(cls)[name]
     shown = "".join(f", {key}: {value}" for key, value in preset.items())
     warnings.warn(f"{where}.name: {name!r} stands for {{name: {aliases[name]}{shown}}}", stacklevel=5)
     return cls, preset
@@ -182,6 +185,12 @@ def _class_of(name: str) -> type[Loss]:
     found = [cls for cls in _losses_in(module) if cls.__module__ == module.__name__]
     assert len(found) == 1, f"{module.__name__} must define exactly one public Loss, found {found}"
     return found[0]
+
+
+def _aliases(cls: type[Loss]) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the aliases that ``cls`` itself declares: those of a parent class stand for the parent."""
+    aliases: Mapping[str, Mapping[str, Any]] = vars(cls).get("aliases", {})
+    return aliases
 
 
 def _losses_in(module: ModuleType) -> list[type[Loss]]:

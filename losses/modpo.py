@@ -16,18 +16,19 @@ from ._base import (
     Scored,
     Totals,
     check_non_negative,
-    check_positive,
-    log_sigmoid,
     pairs_of,
     row_metric,
     where_mask,
 )
+from ._margin import margin_base
+from .dpo import DPO
 
 
 class MODPO(Loss):
     """Multi-objective DPO: preferences of one objective, margins of frozen rewards for the others.
 
-    Formula: ``-log sigmoid((1 / w_1) (beta h - sum_{j >= 2} w_j (r_j(w) - r_j(l))))``, h = a - b.
+    Formula: ``-log sigmoid((1 / w_1) (beta h - sum_{j >= 2} w_j (r_j(w) - r_j(l))))``, h = a - b; of any base,
+    its loss of that.
 
     The other rewards are explicit (columns of the rows) or implicit, ``r_j = beta (log pi_j - log pi_ref)`` of a
     frozen scorer, with the same beta. What is equal for both completions of a prompt cancels; with margins of 0
@@ -35,10 +36,11 @@ class MODPO(Loss):
     ``(1 / w_1) (beta * log-ratio - sum_j w_j r_j)``, as in the official code.
 
     Args:
-        beta: strength of the pull to the reference, > 0.
+        beta: of DPO where no base is given, > 0; 0.1 where nothing is given.
         weights: K numbers >= 0 that sum to 1: of the preferences first (> 0), then of the explicit rewards in the
             order of their columns, then of ``scorers`` in their order.
         scorers: names of the frozen models whose implicit rewards are objectives.
+        base: any loss of the margin; its beta is that of the implicit rewards.
 
     Raises:
         ValueError: the weights are not as above, or the rows carry another number of rewards.
@@ -47,9 +49,16 @@ class MODPO(Loss):
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 
-    def __init__(self, beta: float = 0.1, weights: Sequence[float] = (0.5, 0.5), scorers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        beta: float | None = None,
+        weights: Sequence[float] = (0.5, 0.5),
+        scorers: Sequence[str] = (),
+        base: Loss | None = None,
+    ) -> None:
         super().__init__()
-        self.beta = check_positive("beta", beta)
+        self.base = margin_base(base, beta, DPO)
+        self.beta = self.base.beta
         self.weights = tuple(check_non_negative(f"weights[{j}]", weight) for j, weight in enumerate(weights))
         if len(weights) < 1 + len(scorers) or abs(sum(weights) - 1) > 1e-6 or weights[0] == 0:
             raise ValueError(
@@ -75,7 +84,8 @@ class MODPO(Loss):
         weights = torch.tensor(self.weights[1:], dtype=chosen.dtype, device=chosen.device)
         bracket_chosen = self.beta * pairs.chosen.log_ratios - chosen @ weights
         bracket_rejected = self.beta * pairs.rejected.log_ratios - rejected @ weights
-        loss = -log_sigmoid((bracket_chosen - bracket_rejected) / self.weights[0])
+        others = (chosen - rejected) @ weights
+        loss = self.base.of_margin((self.base.margin(pairs) - others) / self.weights[0])
         metrics = {"modpo/bracket": row_metric(bracket_chosen - bracket_rejected, batch)}
         for name, margin in zip(self.objectives, (chosen - rejected).unbind(-1), strict=True):
             metrics[f"objective/{name}/margins"] = row_metric(margin, batch)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from ._base import (
     Batch,
     Loss,
     LossOutput,
     Needs,
-    Pairs,
     Totals,
     check_non_negative,
     log_sigmoid,
@@ -21,6 +17,7 @@ from ._base import (
 )
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._odds import log_odds
+from ._output import mean_output
 
 
 class ORPO(Loss):
@@ -71,9 +68,3 @@ class ORPO(Loss):
             "log_odds_ratio": row_metric(log_sigmoid(odds), batch),
         }
         return out
-
-
-def mean_output(pairs: Pairs, loss: Tensor, beta: float) -> LossOutput:
-    """Returns ``loss [N]`` with ``beta * mean_logps`` as the rewards of a loss without a reference."""
-    with torch.no_grad():
-        return LossOutput(loss, beta * pairs.chosen.mean_logps, beta * pairs.rejected.mean_logps)

@@ -1,0 +1,51 @@
+"""Group distributionally robust optimisation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._base import Loss, Totals, check_interval
+from .group_robust import GroupRobust
+from .sft import SFT
+
+
+class GroupDRO(GroupRobust):
+    """Group DRO: supervised learning on the worst mixture of groups.
+
+    Formula: ``sum_g alpha_g mean_g(loss)``, ``alpha <- softmax(log alpha + step_size (mean_g + C / sqrt(N_g)))``, then
+    ``(1 - f) alpha + f N_g / N``.
+
+    This is ``group_robust`` with group means over the likelihood of the chosen completions. The official code adds C to
+    the very losses that are returned; here it moves the weights only. Its greedy variant is not here.
+
+    Args:
+        base: the loss of a row; mean NLL of the chosen completion where none is given.
+        step_size: eta, >= 0.
+        group_size_correction: C, >= 0.
+        min_var_weight: f, in [0, 1): no group weighs less than this times its share of the data.
+
+    Raises:
+        ValueError: an option is out of its range, the base cannot be used, or rows have no groups.
+
+    Source: Sagawa et al. 2020, arXiv:1911.08731, algorithm 1.
+    Elsewhere: neither in TRL nor in LLaMA-Factory.
+    """
+
+    def __init__(
+        self,
+        base: Loss | None = None,
+        step_size: float = 0.01,
+        group_size_correction: float = 0.0,
+        min_var_weight: float = 0.0,
+    ) -> None:
+        super().__init__(
+            SFT("example") if base is None else base,
+            step_size,
+            mode="batch_mean",
+            group_size_correction=group_size_correction,
+        )
+        self.min_var_weight = check_interval("min_var_weight", min_var_weight, 0.0, 1.0)
+
+    def _moved(self, totals: Totals) -> Tensor:
+        weights, shares = super()._moved(totals).exp(), self.group_rows / self.group_rows.sum()
+        return ((1 - self.min_var_weight) * weights + self.min_var_weight * shares).log()
