@@ -60,7 +60,9 @@ def compared_texts(path: Path) -> set[str]:
     texts = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Compare | ast.MatchValue):
-            texts |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+            texts |= {
+                one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+            }
     return texts
 
 

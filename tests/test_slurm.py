@@ -58,18 +58,22 @@ def test_without_a_config_it_says_how_to_call_it():
 @pytest.mark.parametrize(("restarts", "requeued"), [("0", True), ("2", False)])
 def test_early_signal_reaches_the_tasks_and_requeues_until_the_cap(tmp_path, restarts, requeued):
     """Stand-ins for srun (runs one task) and scontrol; the template's own waiting, forwarding and counting is real."""
-    (tmp_path / "srun").write_text("#!/bin/bash\nshift\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec \"$@\"\n")
-    (tmp_path / "scontrol").write_text(f"#!/bin/bash\necho \"$@\" > {tmp_path}/requeued\n")
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift\nSLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 exec "$@"\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
     (tmp_path / "python").write_text(
-        f"#!/bin/bash\ntrap 'sleep 0.2; exit 75' USR1\ntouch {tmp_path}/started\nfor i in {{1..300}}; do sleep 0.1; done\n"
+        f"#!/bin/bash\ntrap 'exit 75' USR1\ntouch {tmp_path}/started\nfor i in {{1..300}}; do sleep 0.1; done\n"
     )
     for name in ("srun", "scontrol", "python"):
         (tmp_path / name).chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        **{"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "MAX_RESTARTS": "2"},
+        "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": restarts,
+        "MAX_RESTARTS": "2",
     }
-    job = subprocess.Popen(["bash", TEMPLATE, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    job = subprocess.Popen(
+        ["bash", TEMPLATE, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 30
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

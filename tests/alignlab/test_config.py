@@ -26,7 +26,7 @@ def merged(changes):
 
 
 def refused(changes, *words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r".") as error:
         load_config(merged(changes), words)
     return str(error.value)
 
@@ -39,10 +39,16 @@ def refused(changes, *words):
         ({"qwertz": 1}, "qwertz: unknown key; `alignlab train --help` lists all"),
         ({"model": {"name_or_pth": "x"}}, "model.name_or_pth: unknown key; did you mean model.name_or_path?"),
         ({"data": {"trian": "x"}}, "data.trian: unknown key; did you mean data.train?"),
-        ({"data": {"train": [{"path": "x", "wieght": 2}]}}, "data.train[0].wieght: unknown key; did you mean data.train"),
+        (
+            {"data": {"train": [{"path": "x", "wieght": 2}]}},
+            "data.train[0].wieght: unknown key; did you mean data.train",
+        ),
         ({"data": {"eval": {"a": ["x", {"weight": 1}]}}}, "data.eval.a[1].path: required, and not given"),
         ({"loss": {"step_siz": 1.0}}, "loss.step_siz: there is no option 'step_siz'; did you mean step_size"),
-        ({"loss": {"base": {"name": "ipo", "beat": 1.0}}}, "loss.base.beat: there is no option 'beat'; did you mean beta"),
+        (
+            {"loss": {"base": {"name": "ipo", "beat": 1.0}}},
+            "loss.base.beat: there is no option 'beat'; did you mean beta",
+        ),
         ({"loss": {"name": "dop"}}, "loss.name: there is no loss 'dop'; did you mean dpo"),
         ({"peft": {"lora_alhpa": 8}}, "peft.lora_alhpa: unknown key; did you mean peft.lora_alpha?"),
         ({"peft": {"peft_type": "LORRA"}}, "peft.peft_type: expected one of ADALORA"),
@@ -63,7 +69,10 @@ def test_unknown_keys_are_named_with_the_nearest_valid_one(changes, message):
         ({"bf16": 1}, "bf16: expected true or false, found 1"),
         ({"learning_rate": "1e-3"}, "learning_rate: expected float, found text '1e-3'"),
         ({"run_name": 5}, "run_name: expected text or null, found 5"),
-        ({"reference": "cache"}, "reference: expected one of auto, cached, live, adapter_off, none, found text 'cache'"),
+        (
+            {"reference": "cache"},
+            "reference: expected one of auto, cached, live, adapter_off, none, found text 'cache'",
+        ),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type: there is no 'cosin'; did you mean cosine or"),
         ({"model": {"load_in_4bit": "no"}}, "model.load_in_4bit: expected true or false, found text 'no'"),
         ({"model": 3}, "model: expected mapping, found 3"),
