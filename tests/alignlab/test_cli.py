@@ -99,8 +99,10 @@ def test_losses_names_the_nearest(capsys):
 
 
 def test_losses_check_of_ones_own(capsys, tmp_path):
-    good = "def margin(batch, scale: float = 1.0):\n    return scale * (batch.rejected.sum_logps - batch.chosen.sum_logps)\n"
-    (tmp_path / "mine.py").write_text(good + "\ndef mean(batch):\n    return batch.chosen.sum_logps.mean()\n")
+    good = (
+        "def margin(batch, scale: float = 1.0):\n    return scale * (batch.rejected.sum_logps - batch.chosen.sum_logps)"
+    )
+    (tmp_path / "mine.py").write_text(good + "\n\ndef mean(batch):\n    return batch.chosen.sum_logps.mean()\n")
     assert main(["losses", "check", f"{tmp_path}/mine.py:margin"]) == 0
     assert "keeps the contract" in capsys.readouterr().out
     assert main(["losses", "check", f"{tmp_path}/mine.py:mean"]) == 1
