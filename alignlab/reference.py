@@ -49,11 +49,16 @@ class FrozenModel:
         yield
 
 
+def name_of(model: Any) -> str:
+    """Returns where a model in memory came from, as far as it knows."""
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+
+
 class PolicyAtStart(FrozenModel):
     """The policy as it is before the first step: it can score only before training starts."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy, self.description, self.trained = policy, "the policy before training", False
+        self.policy, self.description, self.trained = policy, f"{name_of(policy)} as it was before training", False
 
     def fingerprint(self, compute_dtype: str) -> str:
         adapter = self.policy.active_adapter if models.is_peft(self.policy) else None
@@ -76,7 +81,7 @@ class AdapterOff(FrozenModel):
     """The policy's base model, with its adapter switched off."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy, self.description = policy, "the policy with its adapter off"
+        self.policy, self.description = policy, f"{name_of(policy)} with its adapter off"
 
     def fingerprint(self, compute_dtype: str) -> str:
         return fingerprint_model(self.policy, adapter=None, compute_dtype=compute_dtype)
@@ -91,7 +96,7 @@ class OtherAdapter(FrozenModel):
     """The policy's base model under another, frozen adapter that stands beside the trained one."""
 
     def __init__(self, policy: Any, name: str) -> None:
-        self.policy, self.name, self.description = policy, name, f"the policy's base with the adapter {name!r}"
+        self.policy, self.name, self.description = policy, name, f"{name_of(policy)} with the adapter {name!r}"
 
     @classmethod
     def load(cls, policy: Any, folder: str, name: str) -> OtherAdapter:
@@ -138,7 +143,7 @@ class SeparateModel(FrozenModel):
         device: torch.device | None = None,
     ) -> None:
         self.model, self.path, self._load, self.dtype, self.device = model, path, load, dtype, device
-        self.description, self.from_policy = f"the model {path}" if path else "the given ref_model", False
+        self.description, self.from_policy = path or f"{name_of(model)}, given as ref_model", False
 
     def fingerprint(self, compute_dtype: str) -> str:
         if self.model is None and self.path is not None and self.dtype is not None:
@@ -299,7 +304,7 @@ def reference_model(
     if models.is_peft(policy):
         return OtherAdapter.copy_of_active(policy, REFERENCE)
     copied = SeparateModel(copy.deepcopy(policy), device=device)
-    copied.description, copied.from_policy = "a copy of the policy before training", True
+    copied.description, copied.from_policy = f"a copy of {name_of(policy)} before training", True
     return copied
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from .reference import Autocast, Frozen, SeparateModel, evaluating
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+SHARD_ROWS = 4096  # completions a shard; what a kill may lose at most, on each rank
 
 
 class CacheFiller:
@@ -46,12 +48,12 @@ class CacheFiller:
         Rank 0 holds the writer's lock; every rank scores its share and writes shards of its own. Where nothing is
         missing the model is not touched.
         """
-        fingerprint = frozen.model.fingerprint(compute_dtype)
-        store = ScoreCache(root).open(fingerprint, {"scorer": frozen.model.description, "dtype": compute_dtype})
+        fingerprint = self._from_main(lambda: frozen.model.fingerprint(compute_dtype))
+        store = ScoreCache(root).open(fingerprint, {"model": frozen.model.description, "dtype": compute_dtype})
         frozen.store = store
         places = self._places(wanted, frozen.name)
         keys = list(places)
-        if not self._agree(bool(store.missing(keys))):
+        if not self._from_main(lambda: bool(store.missing(keys))):
             return
         with store.lock() if self.ranks.is_main_process else nullcontext():
             self.ranks.wait_for_everyone()
@@ -92,7 +94,12 @@ class CacheFiller:
         world, rank = self.ranks.num_processes, self.ranks.process_index
         rounds = -(-len(batches) // world)
         bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
-        with store.writer(rank=rank) as writer, bar, frozen.model.run() as module, evaluating(module):
+        with (
+            store.writer(rank=rank, shard_rows=SHARD_ROWS) as writer,
+            bar,
+            frozen.model.run() as module,
+            evaluating(module),
+        ):
             for index in range(rounds):
                 mine = index * world + rank
                 batch = batches[
@@ -112,13 +119,12 @@ class CacheFiller:
             logps = scoring.score(module, moved)["logps"][0].float().cpu().numpy()
         return [logps[index, : len(s.completion)] for index, s in enumerate(sequences)]
 
-    def _agree(self, mine: bool) -> bool:
-        """Returns rank 0's answer on every rank."""
-        if self.ranks.num_processes == 1:
-            return mine
-        answer = [mine]
-        broadcast_object_list(answer, from_process=0)
-        return answer[0]
+    def _from_main(self, ask: Callable[[], T]) -> T:
+        """Returns rank 0's answer on every rank; the others do not ask."""
+        answer = [ask() if self.ranks.is_main_process else None]
+        if self.ranks.num_processes > 1:
+            broadcast_object_list(answer, from_process=0)
+        return cast(T, answer[0])
 
     @property
     def _shown(self) -> bool:

@@ -93,7 +93,9 @@ class TrainingData:
             on_bad_row=args.on_bad_row,
             rejected_rows=Path(args.output_dir) / "rejected_rows.jsonl" if args.should_save else None,
         )
-        prepared = prepare(source, self.tokenizer, options)
+        prepared = prepare(
+            source, self.tokenizer, options, args.seed, progress=args.should_save and not args.disable_tqdm
+        )
         self.reports[name] = prepared.report
         return prepared.dataset
 

@@ -52,7 +52,7 @@ def test_zero2_and_ddp_on_two_ranks_equal_one_process(config: Path, tmp_path: Pa
     """Losses of every step within 1e-4, and evaluation metrics; engine, stage and ranks are those asked for."""
     one = launch([sys.executable], config, tmp_path / "one")
     assert one["engine"] == {"class": "LlamaForCausalLM", "zero_stage": None, "ranks": 1}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ddp = launch(torchrun, config, tmp_path / "ddp", "--per_device_train_batch_size", "4")
     assert ddp["engine"] == {"class": "DistributedDataParallel", "zero_stage": None, "ranks": 2}
     deepspeed = [str(BIN / "deepspeed"), "--num_gpus", "2"]
