@@ -54,7 +54,7 @@ def logps(run: PreferenceTrainer) -> torch.Tensor:
     """The reference's log-probabilities of the first training batch, as the loss is given them."""
     batch = next(iter(run.get_train_dataloader()))
     with torch.no_grad():
-        scored = run._step.scored(run.model, run._prepare_inputs(batch))
+        scored: Any = run._step.scored(run.model, run._prepare_inputs(batch))
     return torch.cat([scored.chosen.sum_ref_logps, scored.rejected.sum_ref_logps])
 
 
@@ -65,7 +65,7 @@ def test_second_run_scores_nothing(tokenizer: Any, tmp_path: Path) -> None:
     """Beta, learning rate, output folder, row order, another loss: none of them touches the reference again."""
     rows = make_rows(20)
     assert forwards(trainer(tokenizer, tmp_path, rows)) == 40
-    same = [
+    same: list[dict[str, Any]] = [
         {"loss": {"name": "dpo", "beta": 0.7}},
         {"learning_rate": 5e-5, "per_device_train_batch_size": 2},
         {"output_dir": str(tmp_path / "elsewhere")},
@@ -152,7 +152,7 @@ def test_new_adapter_is_switched_off_for_the_reference(tokenizer: Any, tmp_path:
     assert forwards(run) == 16
     run.train()
     assert forwards(trainer(tokenizer, tmp_path, rows)) == 0
-    base = {name: value for name, value in make_model().named_parameters()}
+    base = dict(make_model().named_parameters())
     for name, value in run.model.base_model.model.named_parameters():
         if "lora" not in name:
             assert torch.equal(value, base[name.replace(".base_layer", "")]), name
@@ -187,7 +187,7 @@ def test_saved_adapter_as_reference(tokenizer: Any, tmp_path: Path) -> None:
 def test_adapter_that_rewrites_the_base_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     """PiSSA: with the adapter off the model is not the reference; a separate reference works, and agrees."""
     pissa = LoraConfig(**LORA, init_lora_weights="pissa")
-    with pytest.raises(ValueError, match="init_lora_weights.*pissa"):
+    with pytest.raises(ValueError, match=r"init_lora_weights.*pissa"):
         trainer(tokenizer, tmp_path, make_rows(8), peft_config=pissa)
     run = trainer(tokenizer, tmp_path, make_rows(8), peft_config=pissa, ref_model=make_model(), logging_steps=1)
     run.train()

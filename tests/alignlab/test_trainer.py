@@ -94,7 +94,7 @@ def test_a_step_is_the_same_however_it_is_cut(name: str, tokenizer: Any, tmp_pat
 def test_resumed_equals_uninterrupted_bit_for_bit(name: str, tokenizer: Any, tmp_path: Path) -> None:
     """20 steps over more than one epoch, once through and once stopped at 10: weights and loss state are equal."""
     rows = make_rows(12 if name == "kto" else 24, groups=GROUPS)
-    settings = {"max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings: dict[str, Any] = {"max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     settings |= {"save_strategy": "steps", "save_steps": 10, "lr_scheduler_type": "cosine"}
     whole = trainer(tokenizer, tmp_path / "whole", SEVEN[name], rows, **settings)
     expected = trajectory(whole)
@@ -178,7 +178,7 @@ def test_nan_loss_stops_and_names_the_row(tokenizer: Any, tmp_path: Path) -> Non
 
 
 def test_weights_of_rows_scale_their_gradient(tokenizer: Any, tmp_path: Path) -> None:
-    """Weight 0 rows count in the denominator only: half the rows at weight 2, the others at 0, is twice their mean / 2."""
+    """Four rows at weight 2 and four at 0, over eight rows, are the plain mean of the four."""
     rows = make_rows(8)
     half = [{**row, "weight": 2.0 if index < 4 else 0.0} for index, row in enumerate(rows)]
     weighted = trainer(tokenizer, tmp_path, "dpo", half, max_steps=3)
