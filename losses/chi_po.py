@@ -38,13 +38,13 @@ class ChiPO(Loss):
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         pairs = pairs_of(batch)
-        chosen, rejected = (self.beta * _phi(side.log_ratios) for side in (pairs.chosen, pairs.rejected))
-        z = chosen - rejected
+        a, b = pairs.chosen.log_ratios, pairs.rejected.log_ratios
+        z = self.beta * ((_exp(a) - _exp(b)) + (a - b))  # exponentials first: they would swallow the log-ratios
         if self.clip is not None:
             z = z.clamp(-self.clip, self.clip)
-        return LossOutput(-log_sigmoid(z), chosen.detach(), rejected.detach())
+        chosen, rejected = ((self.beta * (_exp(x) + x)).detach() for x in (a, b))
+        return LossOutput(-log_sigmoid(z), chosen, rejected)
 
 
-def _phi(log_ratio: Tensor) -> Tensor:
-    """Returns ``u + log u`` of ``log u``."""
-    return torch.exp(log_ratio.clamp(max=EXPONENT)) + log_ratio
+def _exp(log_ratio: Tensor) -> Tensor:
+    return torch.exp(log_ratio.clamp(max=EXPONENT))

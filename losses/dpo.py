@@ -20,6 +20,8 @@ class DPO(MarginLoss):
     The conservative form has its minimum where sigmoid(z) = 1 - e. The robust form is unbiased under flipped labels,
     can be negative and has no lower bound: do not stop early on its value.
 
+    On trajectories of several turns this is M-DPO (Xiong et al. 2024, arXiv:2409.02392): mask tool and user turns.
+
     Args:
         beta: strength of the pull to the reference, > 0.
         label_smoothing: e, the assumed share of flipped labels, in [0, 0.5).
@@ -37,6 +39,7 @@ class DPO(MarginLoss):
         "sigmoid": {},
         "cdpo": {"label_smoothing": 0.1},
         "robust_dpo": {"smoothing": "robust", "label_smoothing": 0.1},
+        "m_dpo": {},
         "robust": {"smoothing": "robust", "label_smoothing": 0.1},
     }
 

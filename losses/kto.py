@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class KTO(Loss):
     (TRL takes the mean of the ranks' means, which is the same for equal ranks only). A mismatched completion is a
     column of the data, so a batch of one row works.
 
+    On trajectories of several turns this is M-KTO (Xiong et al. 2024, arXiv:2409.02392): mask tool and user turns, in
+    the mismatched completions too.
+
     Args:
         beta: strength of the pull to the reference, > 0.
         desirable_weight: lambda_D, >= 0.
@@ -46,6 +50,7 @@ class KTO(Loss):
     Elsewhere: TRL ``KTOTrainer`` ``kto``; LLaMA-Factory ``stage: kto``.
     """
 
+    aliases: ClassVar = {"m_kto": {}}
     needs = Needs(data="labelled", ref_logps=True, mismatched=True, coupled="step", totals_from="mismatched")
 
     def __init__(self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:

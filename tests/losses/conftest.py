@@ -101,6 +101,12 @@ class Golden:
         scored.prompt_mask = padded([[1] * len(row) for row in rows], torch.int64).bool()
         return scored
 
+    def mixed(self):
+        """Returns log-probabilities under mixed inputs, NaN where nothing counts, and their mask."""
+        rows = DATA["inputs"]["mixed_pi_tok"]
+        mask = padded([[1] * len(row) for row in rows], torch.int64).bool()
+        return padded(rows, self.dtype, float("nan")), mask
+
     def close(self, found, expected, absolute=1e-9):
         """Asserts that ``found`` is the golden number: 1e-9 in float64, 2e-5 relative in float32.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Loss, LossOutput, Needs, Pairs, Scored, _contract
+from alignlab.losses import Loss, LossOutput, Needs, Pairs, Scored, _contract, _examples
 
 VARIANTS = [
     {"name": "dpo", "smoothing": "robust", "label_smoothing": 0.2},
@@ -105,7 +105,7 @@ def test_wrong_kind_of_batch_is_refused(name):
     """A pairwise loss given labelled data, or the other way round, says so; sft takes both."""
     loss = losses.build(name)
     other = "labelled" if loss.needs.data == "pairs" else "pairs"
-    batch = _contract.example_batch(Needs(data=other, ref_logps=True))
+    batch = _examples.example_batch(Needs(data=other, ref_logps=True))
     if name == "sft":
         assert loss(batch).loss.shape == (8,)
         return
@@ -119,8 +119,8 @@ def test_rows_of_weight_zero_count_nowhere():
         loss = _contract.prepared(losses.build(name))
         if loss.needs.coupled == "micro_batch":
             continue
-        batch = _contract.example_batch(loss.needs)
-        kept = _contract.take(batch, torch.arange(6))
+        batch = _examples.example_batch(loss.needs)
+        kept = _examples.take(batch, torch.arange(6))
         batch.weight = torch.tensor([1.0] * 6 + [0.0] * 2, dtype=torch.float64)
         found, expected = loss(batch), loss(kept)
         torch.testing.assert_close(found.loss[:6], expected.loss, msg=lambda m, name=name: f"{name}: {m}")

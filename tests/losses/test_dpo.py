@@ -37,6 +37,11 @@ def test_golden_robust(golden, setting):
     )
 
 
+def test_golden_multi_turn(golden):
+    """M-DPO: DPO over the assistant's tokens only, which the mask says."""
+    golden.check("m_dpo", 0, losses.build("dpo", **golden.case("m_dpo", 0).hparams), golden.pairs("mask_mt"))
+
+
 def test_value_by_hand():
     """a = -1 - -2 = 1, b = -3 - -1 = -2, h = 3, beta .5: z = 1.5, loss = log(1 + exp(-1.5)), rewards .5 and -1."""
     out = losses.build("dpo", beta=0.5)(pair(-1.0, -3.0, -2.0, -1.0))

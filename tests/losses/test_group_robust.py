@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Facts, Labelled, _contract
+from alignlab.losses import Facts, Labelled, _examples
 
 PLAIN = {"gr_dpo": "dpo", "gr_ipo": "ipo", "gr_dpo_chi": "dpo", "is_dpo": "dpo"}
 
@@ -28,7 +28,7 @@ def test_golden(golden, facts, name, setting):
     case, batch = golden.case(name, setting), golden.pairs()
     loss = build(name, case.hparams, facts)
     for rows, expected in zip(case.hparams["batches"], case.outputs["trajectory"], strict=True):
-        step = _contract.take(batch, torch.tensor(rows))
+        step = _examples.take(batch, torch.tensor(rows))
         totals = loss.totals(step)
         objective = loss(step, totals).loss.mean()
         golden.close(objective, expected["loss"])
@@ -139,7 +139,7 @@ def test_evaluation_uses_the_weights_as_they_are(exact, facts):
 def test_order_of_updates(exact, facts):
     """Over two micro-batches alpha moves once by the sum of both, or twice, from where the first left it."""
     batch = exact.pairs()
-    parts = [_contract.take(batch, torch.arange(a, b)) for a, b in ((0, 3), (3, 6))]
+    parts = [_examples.take(batch, torch.arange(a, b)) for a, b in ((0, 3), (3, 6))]
     step, micro = (losses.build("group_robust", step_size=0.5, update_order=o) for o in ("step", "micro_batch"))
     assert (step.needs.coupled, micro.needs.coupled) == ("step", "micro_batch")
     for loss in (step, micro):

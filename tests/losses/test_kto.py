@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Facts, Labelled, Scored, _contract
+from alignlab.losses import Facts, Labelled, Scored, _examples
 
 
 def options(case):
@@ -15,9 +15,11 @@ def options(case):
 
 
 @pytest.mark.parametrize("setting", [0, 1])
-@pytest.mark.parametrize("name", ["kto", "kto_clamped"])
+@pytest.mark.parametrize("name", ["kto", "kto_clamped", "m_kto"])
 def test_golden(golden, name, setting):
-    case, batch = golden.case(name, setting), golden.labelled(flip_kl=name == "kto_clamped")
+    """m_kto: only the assistant's tokens count, in the mismatched completions too."""
+    mask = "mask_mt" if name == "m_kto" else "mask"
+    case, batch = golden.case(name, setting), golden.labelled(mask, flip_kl=name == "kto_clamped")
     out = golden.check(name, setting, losses.build("kto", **options(case)), batch)
     for metric, expected in (("kl", "kl"), ("kl_raw", "kl_raw")):
         total, count = out.metrics[metric]
@@ -28,7 +30,7 @@ def test_golden_over_ranks(golden):
     """Ranks of 9 and 3 rows: with the sums of both, the losses and gradients are those of one batch of 12."""
     case, batch = golden.case("kto_distributed", 1), golden.labelled()
     loss = losses.build("kto", **options(case))
-    ranks = [_contract.take(batch, torch.arange(start, stop)) for start, stop in ((0, 9), (9, 12))]
+    ranks = [_examples.take(batch, torch.arange(start, stop)) for start, stop in ((0, 9), (9, 12))]
     parts = [loss.totals(rank) for rank in ranks]
     totals = {name: parts[0][name] + parts[1][name] for name in parts[0]}
     rows = torch.cat([loss(rank, totals).loss for rank in ranks])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Pairs, Scored, _contract
+from alignlab.losses import Pairs, Scored, _examples
 from alignlab.losses._odds import log1mexp, log_odds
 
 
@@ -45,7 +45,7 @@ def test_split_into_micro_batches_weights_tokens(exact):
     """Rows 0-1 and 2-5 with the summed counts give the gradient of all 6 together."""
     loss, batch = losses.build("orpo"), exact.pairs()
     whole = torch.autograd.grad(loss(batch).loss.mean(), batch.chosen.logps)[0]
-    parts = [_contract.take(batch, torch.arange(a, b)) for a, b in ((0, 2), (2, 6))]
+    parts = [_examples.take(batch, torch.arange(a, b)) for a, b in ((0, 2), (2, 6))]
     sums = [loss.totals(part) for part in parts]
     totals = {name: sums[0][name] + sums[1][name] for name in sums[0]}
     split = [torch.autograd.grad(loss(part, totals).loss.sum() / 6, part.chosen.logps)[0] for part in parts]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Loss, LossOutput, Needs, _contract
+from alignlab.losses import Loss, LossOutput, Needs, _contract, _examples
 
 MINE = """
 import torch
@@ -115,7 +115,7 @@ def test_nested_losses():
         ({"name": "group_robust", "base": 3}, r"loss\.base: input should be an instance of Loss, found 3"),
         ({"beta": 0.1}, r"loss\.name: a loss needs a name, found None"),
         (3, r"loss: expected a name or a mapping with a name, found 3"),
-        ("grpo", r"loss\.name: 'grpo' is not clear: .*'group_robust'"),
+        ("grpo", r"loss\.name: 'grpo' names no loss here: .*'group_robust'"),
     ],
     ids=str,
 )
@@ -162,7 +162,7 @@ def test_class_of_a_users_file(mine):
 
 def test_function_of_a_users_file(mine):
     loss = losses.build({"name": f"{mine}:my_function", "scale": 2})
-    batch = _contract.example_batch(loss.needs)
+    batch = _examples.example_batch(loss.needs)
     expected = -2 * (batch.chosen.log_ratios - batch.rejected.log_ratios)
     torch.testing.assert_close(loss(batch).loss, expected)
 
@@ -201,7 +201,7 @@ def test_from_function():
         return weight * batch.chosen.sum_logps
 
     loss = losses.from_function(rows, weight=2)
-    batch = _contract.example_batch(loss.needs)
+    batch = _examples.example_batch(loss.needs)
     assert loss.needs == Needs()
     torch.testing.assert_close(loss(batch).loss, 2 * batch.chosen.sum_logps)
     with pytest.raises(ValueError, match=r"loss\.weight: this option has no default"):

@@ -1,0 +1,41 @@
+"""Group DRO: golden trajectories, C outside of the loss, the floor of weights."""
+
+import pytest
+import torch
+
+from alignlab import losses
+from alignlab.losses import _examples
+
+
+@pytest.mark.parametrize("setting", [0, 1])
+def test_golden(golden, facts, setting):
+    case, batch = golden.case("group_dro", setting), golden.pairs()
+    hparams = case.hparams
+    loss = losses.build(
+        "group_dro",
+        step_size=hparams["step_size"],
+        group_size_correction=hparams.get("C", 0.0),
+        min_var_weight=hparams.get("min_var_weight", 0.0),
+    )
+    loss.bind(facts)
+    for rows, expected in zip(hparams["batches"], case.outputs["trajectory"], strict=True):
+        step = _examples.take(batch, torch.tensor(rows))
+        totals = loss.totals(step)
+        objective = loss(step, totals).loss.mean()
+        golden.close(objective, expected["loss"])
+        loss.update(totals)
+        golden.close(loss.weights, expected["alpha"])
+    (slope,) = torch.autograd.grad(objective, step.chosen.logps)
+    wanted = torch.tensor(case.seq_grad["d_loss_d_logp_chosen"], dtype=golden.dtype)[:, None] * step.chosen.mask
+    golden.close(slope, wanted, absolute=1e-7)
+    golden.close(loss.base(batch).loss, case.outputs["per_example"])
+
+
+def test_correction_stays_out_of_the_loss(exact, facts):
+    """With frozen weights C changes nothing: it moves weights, never the returned loss."""
+    values = []
+    for correction in (0.0, 5.0):
+        loss = losses.build("group_dro", step_size=0.0, group_size_correction=correction)
+        loss.bind(facts)
+        values.append(loss(exact.pairs()).loss)
+    assert torch.equal(*values)
