@@ -1,6 +1,7 @@
 """Configs: what is right comes through with its type, what is wrong fails by its dotted key before anything loads."""
 
 import copy
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -8,7 +9,7 @@ from transformers import TrainingArguments
 from alignlab.config import DataConfig, PreferenceConfig, load_config, schema
 from alignlab.config_parser import parse_yaml, write_yaml
 
-BASE = {
+BASE: dict[str, Any] = {
     "loss": {"name": "group_robust", "base": {"name": "ipo", "beta": 0.1}},
     "model": {"name_or_path": "some/model"},
     "data": {"train": "pairs.jsonl"},
@@ -240,7 +241,7 @@ def test_impossible_options_are_refused_from_python_too(tmp_path):
     with pytest.raises(ValueError, match="use_liger_kernel: True cannot work here"):
         PreferenceConfig(output_dir=str(tmp_path), use_liger_kernel=True)
     with pytest.raises(ValueError, match="on_bad_row: expected one of error, skip, found 'drop'"):
-        PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")
+        PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")  # type: ignore[arg-type]
 
 
 def test_shipped_deepspeed_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
