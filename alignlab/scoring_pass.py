@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from . import scoring
 from .config import PreferenceConfig
 from .data.collate import sequence, sequence_key
-from .data.layout import ScoredSequence, padded_layout
+from .data.layout import ScoredSequence, layout_sequences
 from .reference import Autocast, Frozen, SeparateModel, evaluating
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
@@ -113,7 +113,7 @@ class CacheFiller:
 
     def _forward(self, module: nn.Module, sequences: Sequence[ScoredSequence]) -> list[np.ndarray]:
         """Returns the per-token log-probabilities of each sequence's completion, float32."""
-        layout = padded_layout({"completion": sequences}, self.pad_id)
+        layout = layout_sequences(sequences, self.pad_id)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
         with self.autocast():
             logps = scoring.score(module, moved)["logps"][0].float().cpu().numpy()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .layout import PROMPT, Layout, ScoredSequence, padded_layout
+from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
 from .tokenise import content_key
 
 PAIR_FIELDS = ("chosen", "rejected")
@@ -62,6 +62,7 @@ class PreferenceCollator:
         rewards: whether rows carry explicit rewards.
         groups: index of each group's name.
         readers: cached scores by scorer name ("reference", ...).
+        mode: how rows are laid out.
 
     The batch is a dict: ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
     (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32; "group" int64, "label" bool, "pair" int64,
@@ -78,7 +79,9 @@ class PreferenceCollator:
         rewards: bool = False,
         groups: Sequence[str] = (),
         readers: Mapping[str, ScoreReader] | None = None,
+        mode: Mode = "padded",
     ) -> None:
+        self.mode = mode
         self.fields, self.pad_id = tuple(fields), pad_id
         self.mismatched, self.score_prompt, self.rewards = mismatched, score_prompt, rewards
         self.groups = {name: index for index, name in enumerate(groups)}
@@ -86,7 +89,7 @@ class PreferenceCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sequences = {field: [sequence(row, field) for row in rows] for field in self.fields}
-        layout = padded_layout(sequences, self.pad_id, score_prompt=self.score_prompt)
+        layout = layout_fields(sequences, self.pad_id, self.mode, score_prompt=self.score_prompt)
         batch: dict[str, Any] = {
             "completions": layout,
             "scores": self._scores(sequences, layout),
@@ -96,7 +99,7 @@ class PreferenceCollator:
         }
         if self.mismatched:
             others = {"mismatched": [sequence(row, "mismatched") for row in rows]}
-            batch["mismatched"] = padded_layout(others, self.pad_id)
+            batch["mismatched"] = layout_fields(others, self.pad_id, self.mode)
             batch["mismatched_scores"] = self._scores(others, batch["mismatched"])
         return batch
 
