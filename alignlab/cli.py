@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``ALIGNLAB_DEBUG=1`` lets the traceback through.
     """
     words = _without_local_rank(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advice on inference, at every import
     try:
         if words[:1] == ["train"]:  # its options are the keys of the config, not argparse's
             return _leave(_train(words[1:]))

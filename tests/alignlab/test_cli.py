@@ -142,6 +142,16 @@ def test_errors_are_one_line(capsys, words, message):
     assert message in fails(capsys, *words)
 
 
+def test_an_error_is_all_that_is_printed():
+    done = subprocess.run(
+        [sys.executable, "-m", "alignlab", "train", "nope"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("alignlab: error: no config 'nope'")
+    assert done.stderr.count("\n") == 1
+
+
 def test_debug_lets_the_traceback_through(monkeypatch):
     monkeypatch.setenv("ALIGNLAB_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="no config 'nope'"):
