@@ -209,6 +209,12 @@ def totals_add(loss: Loss) -> Iterator[str]:
     for name, value in whole.items():
         if message := _differs(summed[name], value):
             yield f"totals[{name!r}] of 4 + 2 + 2 rows is {message} as of 8 rows"
+    if loss.needs.coupled == "step" and not loss.needs.totals_in_evaluation:
+        loss.eval()
+        alone = torch.cat([loss(part, None).loss for part in parts])
+        if message := _differs(alone, loss(batch, None).loss):
+            yield f"in evaluation 4 + 2 + 2 rows give {message} as of 8 rows: `needs.totals_in_evaluation` must be True"
+        loss.train()
     found = torch.cat([loss(part, summed).loss for part in parts])
     if message := _differs(found, loss(batch, None).loss):
         yield f"4 + 2 + 2 rows with summed totals give {message} as of 8 rows; is `needs.coupled` right?"

@@ -43,7 +43,7 @@ def margin_base(base: Loss | None, beta: float | None, default: type[MarginLoss]
     """
     if base is None:
         return default(0.1 if beta is None else beta)
-    if not isinstance(base, MarginLoss):
+    if not isinstance(base, MarginLoss) or type(base).forward is not MarginLoss.forward:  # rpo and cpo add more
         raise ValueError(f"base: {type(base).__name__} is no function of the margin alone, so it cannot be shifted")
     if beta is not None:
         raise ValueError(f"beta belongs to the base where one is given, found beta {beta} beside {type(base).__name__}")

@@ -38,7 +38,7 @@ class BCO(Loss):
     Elsewhere: TRL ``BCOTrainer`` up to 1.10 (absent from 1.16).
     """
 
-    needs = Needs(data="labelled", ref_logps=True, coupled="step", totals_from="scores")
+    needs = Needs(data="labelled", ref_logps=True, coupled="step", totals_from="scores", totals_in_evaluation=False)
     reward_sum: Tensor
     reward_count: Tensor
 

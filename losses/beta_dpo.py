@@ -30,7 +30,8 @@ class BetaDPO(Loss):
     Formula: ``-log sigmoid(beta_b h)``, ``beta_b = max(1e-3, beta (1 + alpha (mean h - M)))`` without gradient;
     ``M <- momentum M + (1 - momentum) mean h`` and sigma likewise by the standard deviation, from 0, moved before use.
 
-    Statistics are over the optimiser step, from all ranks. With alpha 0 and no filter this is DPO.
+    Statistics are over the optimiser step, from all ranks. In evaluation beta is beta_0, so that values compare. With
+    alpha 0 and no filter this is DPO.
 
     ``filter_ratio`` above 0 also drops that share of the rows of each micro-batch at random, keeping row i with
     likelihood ``exp(-(h_i - M)^2 / (2 sigma^2))``; beta_b then follows the kept rows. Which rows are kept depends on
@@ -60,7 +61,12 @@ class BetaDPO(Loss):
         self.alpha = check_non_negative("alpha", alpha)
         self.momentum = check_interval("momentum", momentum, 0.0, 1.0)
         self.filter_ratio = check_interval("filter_ratio", filter_ratio, 0.0, 1.0)
-        self.needs = Needs(ref_logps=True, totals_from="scores", coupled="micro_batch" if filter_ratio else "step")
+        self.needs = Needs(
+            ref_logps=True,
+            coupled="micro_batch" if filter_ratio else "step",
+            totals_from="scores",
+            totals_in_evaluation=False,
+        )
         self.stops_gradient = ("logps",) if filter_ratio else ()
         self.register_buffer("gap_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("gap_std", torch.zeros((), dtype=torch.float64))
@@ -77,18 +83,19 @@ class BetaDPO(Loss):
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         pairs = pairs_of(batch)
-        totals = self.totals(batch) if totals is None else totals
         gap = pairs.chosen.log_ratios - pairs.rejected.log_ratios
-        gap_mean, gap_std = self._moved(totals) if self.training else (self.gap_mean, self.gap_std)
-        keep = row_weights(batch, gap) != 0
-        kept_mean, scale = _mean(totals), 1.0
-        if self.filter_ratio and self.training and keep.any():
-            rows = keep.nonzero()[:, 0]
-            count, gaps = max(1, int((1 - self.filter_ratio) * len(rows))), gap[rows].detach()
-            chosen = rows[self.select(log_keep_weights(gaps, gap_mean, gap_std), gaps, count)]
-            keep = torch.zeros_like(keep).index_fill(0, chosen, True)
-            kept_mean, scale = gap[chosen].detach().double().mean(), len(rows) / count
-        beta = (self.beta * (1 + self.alpha * (kept_mean - gap_mean.to(kept_mean)))).clamp(min=LOWEST_BETA)
+        keep, scale = row_weights(batch, gap) != 0, 1.0
+        gap_mean, gap_std, beta = self.gap_mean, self.gap_std, torch.tensor(self.beta, dtype=torch.float64)
+        if self.training:
+            totals = self.totals(batch) if totals is None else totals
+            kept_mean, (gap_mean, gap_std) = _mean(totals), self._moved(totals)
+            if self.filter_ratio and keep.any():
+                rows = keep.nonzero()[:, 0]
+                count, gaps = max(1, int((1 - self.filter_ratio) * len(rows))), gap[rows].detach()
+                chosen = rows[self.select(log_keep_weights(gaps, gap_mean, gap_std), gaps, count)]
+                keep = torch.zeros_like(keep).index_fill(0, chosen, True)
+                kept_mean, scale = gap[chosen].detach().double().mean(), len(rows) / count
+            beta = (self.beta * (1 + self.alpha * (kept_mean - gap_mean.to(kept_mean)))).clamp(min=LOWEST_BETA)
         loss = torch.where(keep, -log_sigmoid(beta.to(gap) * gap), 0.0) * scale
         one = torch.ones((), device=gap.device)
         metrics = {

@@ -19,9 +19,9 @@ class FDPO(Loss):
     Formula: ``-log sigmoid(beta (f(a) - f(b)))`` with, of a log-ratio x: reverse_kl ``x``; forward_kl
     ``1 - exp(-x)``; js ``log 2 + log sigmoid(x)``; alpha ``(exp((alpha - 1) x) - 1) / (alpha - 1)``.
 
-    alpha 1 is DPO and 0 the forward KL, as in the paper and in TRL up to 0.28; today's TRL takes 1 - alpha. Exponents
-    are clamped at 80. The normaliser cancels in differences only, so no divergence combines with KTO, BCO, NCA, APO,
-    SPPO or AOT.
+    alpha 1 is DPO and 0 the forward KL, as in TRL today; TRL up to 0.28 counted the other way round, 1 - alpha.
+    Exponents are clamped at 80. The normaliser cancels in differences only, so no divergence combines with KTO, BCO,
+    NCA, APO, SPPO or AOT.
 
     Args:
         beta: > 0.
@@ -32,7 +32,7 @@ class FDPO(Loss):
         ValueError: an option is out of its range.
 
     Source: Wang et al. 2023, arXiv:2309.16240, eq. 10 and table 1.
-    Elsewhere: TRL ``f_divergence_type`` (``f_alpha_divergence_coef`` is 1 - alpha).
+    Elsewhere: TRL ``f_divergence_type`` (``f_alpha_divergence_coef`` is alpha).
     """
 
     needs = Needs(ref_logps=True)

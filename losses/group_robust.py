@@ -100,6 +100,8 @@ class GroupRobust(Loss):
 
     def _needs(self) -> Needs:
         base = self.base.needs
+        late = base.coupled == "step" and base.totals_in_evaluation
+        base = replace(base, totals_in_evaluation=late or self.mode != "total_mean")
         columns = (*base.columns, *({"group"} - set(base.columns)))
         name = type(self.base).__name__
         if base.coupled == "micro_batch":

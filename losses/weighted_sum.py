@@ -91,6 +91,7 @@ def merged(needs: Sequence[Needs]) -> Needs:
     either: dict[str, Any] = {
         entry.name: any(getattr(need, entry.name) for need in needs) for entry in fields(Needs) if entry.type == "bool"
     }
+    either["totals_in_evaluation"] = any(need.totals_in_evaluation for need in needs if need.coupled != "none")
     sources = [ORDER.index(need.totals_from) for need in needs if need.coupled != "none"]
     return replace(
         needs[0],

@@ -37,6 +37,8 @@ class Broken(Loss):
         super().__init__()
         self.how = how
         self.seen = 0
+        if how == "evaluation":
+            self.needs = Needs(ref_logps=True, coupled="step", totals_in_evaluation=False)
 
     def forward(self, batch, totals=None):
         z = batch.chosen.log_ratios - batch.rejected.log_ratios
@@ -54,6 +56,9 @@ class Broken(Loss):
             return LossOutput(-z / z.detach().abs().mean())
         if self.how == "position":
             return LossOutput(-z * torch.arange(len(z)))
+        if self.how == "evaluation":
+            scale = 1.0 if self.training else z.detach().mean()
+            return LossOutput(-z * scale)
         if self.how == "half":
             chosen = torch.where(batch.chosen.mask, batch.chosen.logps, 0).sum(-1)
             return LossOutput(chosen - torch.where(batch.rejected.mask, batch.rejected.logps, 0).sum(-1))
@@ -73,6 +78,7 @@ class Broken(Loss):
         ("detached", "gradient"),
         ("rewards", "shapes"),
         ("coupled", "totals"),
+        ("evaluation", "totals"),
         ("position", "row order"),
         ("half", "half precision"),
         ("state", "state"),

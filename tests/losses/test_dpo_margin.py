@@ -30,8 +30,9 @@ def test_hinge_with_margin_by_hand(exact):
 
 
 def test_refusals(exact):
-    with pytest.raises(ValueError, match=r"loss\.base: KTO is no function of the margin alone"):
-        losses.build("dpo_margin", base="kto")
+    for base in ("kto", "rpo", "cpo"):
+        with pytest.raises(ValueError, match=rf"loss\.base: {base.upper()} is no function of the margin alone"):
+            losses.build("dpo_margin", base=base)
     with pytest.raises(ValueError, match=r"loss\.beta belongs to the base"):
         losses.build("dpo_margin", beta=0.1, base="hinge")
     with pytest.raises(ValueError, match="needs the column 'margin'"):

@@ -110,6 +110,19 @@ def test_summed_ipo_does_not_overflow(exact, facts):
     assert loss(exact.pairs()).loss.isfinite().all()
 
 
+def test_when_evaluation_needs_totals():
+    """total_mean scales each row by alpha N / N_g alone; other modes need counts, and so do bases that need totals."""
+
+    def needed(**options):
+        return losses.build("group_robust", **options).needs.totals_in_evaluation
+
+    assert not needed()
+    assert needed(mode="batch_mean")
+    assert needed(mode="total")
+    assert needed(base="kto", weighting="importance")
+    assert not needed(base="bco", weighting="importance")
+
+
 def test_relabelled_groups(exact, facts):
     """Renaming groups permutes the weights and leaves the losses alone."""
     order = torch.tensor([2, 0, 1])  # new index of old group

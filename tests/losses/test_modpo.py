@@ -62,6 +62,15 @@ def test_explicit_and_implicit_together(exact):
     assert found.metrics["objective/s/margins"][0] == 0.0
 
 
+def test_base_other_than_dpo(exact):
+    """IPO on the bracket: with z' = (z - w_2 dr) / w_1, its loss is (z' / beta - 1 / (2 beta))^2."""
+    batch = with_rewards(exact, [[1.0]] * 6, [[0.5]] * 6)
+    base = {"name": "ipo", "beta": 0.2, "normalise": "sum"}
+    found = losses.build("modpo", weights=[0.8, 0.2], base=base)(batch).loss
+    z = (0.2 * (batch.chosen.log_ratios - batch.rejected.log_ratios) - 0.1) / 0.8
+    torch.testing.assert_close(found, (z / 0.2 - 2.5) ** 2)
+
+
 def test_missing_scorer_is_named(exact):
     with pytest.raises(ValueError, match="needs the scores of 'helpful'"):
         losses.build("modpo", scorers=["helpful"])(exact.pairs())
