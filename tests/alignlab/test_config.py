@@ -238,11 +238,10 @@ def test_python_and_yaml_have_the_same_defaults(tmp_path):
 
 
 def test_impossible_options_are_refused_from_python_too(tmp_path):
-    wrong: Any = "drop"
     with pytest.raises(ValueError, match="use_liger_kernel: True cannot work here"):
         PreferenceConfig(output_dir=str(tmp_path), use_liger_kernel=True)
     with pytest.raises(ValueError, match="on_bad_row: expected one of error, skip, found 'drop'"):
-        PreferenceConfig(output_dir=str(tmp_path), on_bad_row=wrong)
+        PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")
 
 
 def test_shipped_deepspeed_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
