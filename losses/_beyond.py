@@ -21,7 +21,7 @@ def hypo(pairs: Pairs, online: Scored, beta: float = 0.1, weight: float = 0.01) 
         beta: of DPO, > 0.
         weight: of the KL term, >= 0.
 
-    Source: Song et al. 2024, arXiv:2406.01462, algorithm 1.
+    Source: Song et al. 2024, arXiv:2406.01462.
     """
     drift = online.log_ratios.detach()
     surrogate = (online.sum_logps * drift).mean()

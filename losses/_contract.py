@@ -69,9 +69,13 @@ def _differs(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> str:
     """Returns what to say where two tensors are not close, else an empty text."""
     if found.shape != expected.shape:
         return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    if torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance, equal_nan=False):
+    found, expected = found.detach(), expected.detach().to(found)
+    if torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         return ""
-    return f"{found.detach().flatten().tolist()}, expected {expected.detach().flatten().tolist()}"
+    wrong = ~torch.isclose(found, expected, rtol=tolerance, atol=tolerance)
+    first = tuple(wrong.nonzero()[0].tolist())
+    place = f" at {list(first)} ({int(wrong.sum())} of {wrong.numel()} differ)" if first else ""
+    return f"{found[first].item():.6g}{place}, expected {expected[first].item():.6g}"
 
 
 # ---- checks: each yields what failed -----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class AlphaPO(DPO):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Gupta et al. 2025, arXiv:2501.03884, eq. 7.
+    Source: Gupta et al. 2025, arXiv:2501.03884.
     Elsewhere: TRL ``CPOTrainer`` ``alphapo`` (``alpha``).
     """
 

@@ -40,7 +40,7 @@ class AOT(Loss):
     Raises:
         ValueError: an option is out of its range, or rows are weighted.
 
-    Source: Melnyk et al. 2024, arXiv:2406.05882, eq. 8 and 9.
+    Source: Melnyk et al. 2024, arXiv:2406.05882.
     Elsewhere: TRL ``aot`` and ``aot_unpaired`` (old TRL called the latter ``aot_pair``).
     """
 

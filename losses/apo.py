@@ -21,7 +21,7 @@ class APO(Loss):
         beta: > 0.
         variant: "zero" or "down".
 
-    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 4 and 5.
+    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7 and 8.
     Elsewhere: TRL ``apo_zero`` and ``apo_down``.
     """
 

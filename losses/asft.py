@@ -21,7 +21,7 @@ class ASFT(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Wang et al. 2024, arXiv:2409.10571, eq. 9.
+    Source: Wang et al. 2024, arXiv:2409.10571.
     Elsewhere: turbo-alignment ``asft``; not in TRL.
     Collision: "ASFT" is also anchored supervised fine-tuning, which is LLaMA-Factory's ``use_asft_loss``.
     """

@@ -34,7 +34,7 @@ class BCO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Jung et al. 2024, arXiv:2404.04656, eq. 9.
+    Source: Jung et al. 2024, arXiv:2404.04656.
     Elsewhere: TRL ``BCOTrainer`` up to 1.10 (absent from 1.16).
     """
 

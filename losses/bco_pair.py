@@ -21,7 +21,7 @@ class BCOPair(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Jung et al. 2024, arXiv:2404.04656, eq. 9, with a fixed delta.
+    Source: Jung et al. 2024, arXiv:2404.04656, with a fixed delta.
     Elsewhere: TRL ``bco_pair``; LLaMA-Factory ``pref_bco_weight`` mixes it in.
     """
 

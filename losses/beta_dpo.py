@@ -47,7 +47,7 @@ class BetaDPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Wu et al. 2024, arXiv:2407.08639, eq. 7 to 10.
+    Source: Wu et al. 2024, arXiv:2407.08639.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

@@ -33,7 +33,7 @@ class CalDPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Xiao et al. 2024, arXiv:2412.14516, eq. 13.
+    Source: Xiao et al. 2024, arXiv:2412.14516.
     Elsewhere: neither in TRL nor in LLaMA-Factory; turbo-alignment ``cal_dpo``.
     """
 

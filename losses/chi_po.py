@@ -25,7 +25,7 @@ class ChiPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Huang et al. 2024, arXiv:2407.13399, algorithm 1.
+    Source: Huang et al. 2024, arXiv:2407.13399.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

@@ -20,7 +20,7 @@ class CoPG(Loss):
     Raises:
         ValueError: an option is out of its range, or the rows have no scores.
 
-    Source: Flet-Berliac et al. 2024, arXiv:2406.19185, eq. 8.
+    Source: Flet-Berliac et al. 2024, arXiv:2406.19185.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

@@ -24,7 +24,7 @@ class CPO(DPO):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Xu et al. 2024, arXiv:2401.08417, eq. 6.
+    Source: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     Elsewhere: TRL ``CPOTrainer`` ``sigmoid`` (``cpo_alpha``); LLaMA-Factory has none.
     Collision: "CPO" is also comparative preference optimisation, which is another method.
     """

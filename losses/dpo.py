@@ -31,7 +31,7 @@ class DPO(MarginLoss):
         ValueError: an option is out of its range.
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; conservative: Mitchell 2023 (note);
-        robust: Chowdhury et al. 2024, arXiv:2403.00409, eq. 12.
+        robust: Chowdhury et al. 2024, arXiv:2403.00409.
     Elsewhere: TRL ``sigmoid`` (1.16 ignores its ``label_smoothing`` there) and ``robust``; LLaMA-Factory ``sigmoid``.
     """
 

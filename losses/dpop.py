@@ -36,7 +36,7 @@ class DPOP(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Pal et al. 2024 (Smaug), arXiv:2402.13228, eq. 3.
+    Source: Pal et al. 2024 (Smaug), arXiv:2402.13228.
     Elsewhere: neither in TRL nor in LLaMA-Factory; turbo-alignment ``dpop``.
     """
 

@@ -26,7 +26,7 @@ class EXO(MarginLoss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Ji et al. 2024, arXiv:2402.00856, eq. 17.
+    Source: Ji et al. 2024, arXiv:2402.00856, eq. 16.
     Elsewhere: TRL ``exo_pair`` (its ``label_smoothing`` is epsilon).
     """
 

@@ -31,7 +31,7 @@ class FDPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Wang et al. 2023, arXiv:2309.16240, eq. 10 and table 1.
+    Source: Wang et al. 2023, arXiv:2309.16240.
     Elsewhere: TRL ``f_divergence_type`` (``f_alpha_divergence_coef`` is alpha).
     """
 

@@ -58,7 +58,7 @@ class GroupRobust(Loss):
     Raises:
         ValueError: an option is out of its range, the base cannot be used, or rows have no groups.
 
-    Source: Ramesh et al. 2024, arXiv:2405.20304, algorithm 1 (its "GRPO" is not group relative policy optimisation).
+    Source: Ramesh et al. 2024, arXiv:2405.20304 (its "GRPO" is not group relative policy optimisation).
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

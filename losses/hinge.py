@@ -20,7 +20,7 @@ class Hinge(MarginLoss):
     Args:
         beta: > 0.
 
-    Source: Liu et al. 2023 (RSO), arXiv:2309.06657, eq. 11.
+    Source: Liu et al. 2023 (RSO), arXiv:2309.06657.
     Elsewhere: TRL ``hinge``; LLaMA-Factory ``hinge``.
     """
 

@@ -46,7 +46,7 @@ class KTO(Loss):
     Raises:
         ValueError: an option is out of its range, or both weights are 0.
 
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     Elsewhere: TRL ``KTOTrainer`` ``kto``; LLaMA-Factory ``stage: kto``.
     """
 

@@ -36,7 +36,7 @@ class LDDPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Liu et al. 2024, arXiv:2409.06411, eq. 10.
+    Source: Liu et al. 2024, arXiv:2409.06411.
     Elsewhere: TRL ``ld_alpha``; LLaMA-Factory ``ld_alpha``.
     """
 

@@ -45,7 +45,7 @@ class MODPO(Loss):
     Raises:
         ValueError: the weights are not as above, or the rows carry another number of rewards.
 
-    Source: Zhou et al. 2023, arXiv:2310.03708, eq. 9.
+    Source: Zhou et al. 2023, arXiv:2310.03708.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

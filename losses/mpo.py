@@ -22,7 +22,7 @@ class MPO(WeightedSum):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Wang et al. 2024, arXiv:2411.10442, eq. 5.
+    Source: Wang et al. 2024, arXiv:2411.10442.
     Elsewhere: TRL ``[sigmoid, bco_pair, sft]`` with ``loss_weights [0.8, 0.2, 1.0]``.
     Collision: "MPO" is mixed preference optimisation here; multi-objective methods of that name are others.
     """

@@ -17,7 +17,7 @@ class NCA(Loss):
     Args:
         beta: > 0.
 
-    Source: Chen et al. 2024, arXiv:2402.05369, eq. 13.
+    Source: Chen et al. 2024, arXiv:2402.05369.
     Elsewhere: TRL ``nca_pair``.
     """
 

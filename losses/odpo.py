@@ -27,7 +27,7 @@ class ODPO(ShiftedLoss):
     Raises:
         ValueError: an option is out of its range, or a chosen score is not above the rejected one.
 
-    Source: Amini et al. 2024, arXiv:2402.10571, eq. 8.
+    Source: Amini et al. 2024, arXiv:2402.10571.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

@@ -25,7 +25,7 @@ class RDPO(ShiftedLoss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Park et al. 2024, arXiv:2403.19159, eq. 9.
+    Source: Park et al. 2024, arXiv:2403.19159.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

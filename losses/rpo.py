@@ -22,7 +22,7 @@ class RPO(DPO):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Pang et al. 2024, arXiv:2404.19733, eq. 1; Liu et al. 2024, arXiv:2405.16436, with alpha 0.005.
+    Source: Pang et al. 2024, arXiv:2404.19733; Liu et al. 2024, arXiv:2405.16436, with alpha 0.005.
     Elsewhere: TRL ``[sigmoid, sft]`` with ``loss_weights [1, alpha]`` (token); LLaMA-Factory ``pref_ftx``.
     Collision: "RPO" is iterative reasoning preference optimisation here; NVIDIA's reward-aware RPO is another loss.
     """

@@ -20,7 +20,7 @@ class SigmoidNorm(DPO):
     Args:
         beta: > 0; larger than for sums, since log-ratios per token are small.
 
-    Source: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, eq. 6.
+    Source: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124.
     Elsewhere: TRL ``sigmoid_norm``; open-instruct ``dpo_norm``.
     """
 

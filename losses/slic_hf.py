@@ -25,7 +25,7 @@ class SLiCHF(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Zhao et al. 2023, arXiv:2305.10425, eq. 4.
+    Source: Zhao et al. 2023, arXiv:2305.10425.
     Elsewhere: HALOs ``slic`` (its likelihood term raises a shape error); not in TRL or LLaMA-Factory.
     """
 

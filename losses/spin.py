@@ -15,7 +15,7 @@ class SPIN(DPO):
     Args:
         beta: the paper's lambda, > 0: 0.1, and 5.0 in its last iteration.
 
-    Source: Chen et al. 2024, arXiv:2401.01335, eq. 4.7.
+    Source: Chen et al. 2024, arXiv:2401.01335.
     Elsewhere: TRL ``sigmoid`` on such data.
     """
 

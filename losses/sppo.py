@@ -28,7 +28,7 @@ class SPPO(Loss):
     Raises:
         ValueError: an option is out of its range, or the columns are missing or no probabilities.
 
-    Source: Wu et al. 2024, arXiv:2405.00675, eq. 4.
+    Source: Wu et al. 2024, arXiv:2405.00675, eq. 4.7.
     Elsewhere: TRL ``sppo_hard``.
     """
 

@@ -35,7 +35,7 @@ class TDPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Zeng et al. 2024, arXiv:2404.11999, eq. 17 and 19.
+    Source: Zeng et al. 2024, arXiv:2404.11999.
     Elsewhere: neither in TRL nor in LLaMA-Factory.
     """
 

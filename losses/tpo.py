@@ -37,7 +37,7 @@ class TPO(Loss):
     Raises:
         ValueError: an option is out of its range, or a row has no gold completion.
 
-    Source: Saeidi et al. 2024, arXiv:2405.16681, eq. 6.
+    Source: Saeidi et al. 2024, arXiv:2405.16681.
     Elsewhere: TRL ``TPOTrainer`` ``sigmoid`` and ``tpo-l``.
     Collision: "TPO" is triple preference optimisation here; tree and test-time preference optimisation are others.
     """

@@ -35,7 +35,7 @@ class WPO(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Zhou et al. 2024, arXiv:2406.11827, eq. 5 and 6.
+    Source: Zhou et al. 2024, arXiv:2406.11827, eq. 2.
     Elsewhere: TRL ``use_weighting`` (without the clamp).
     """
 
