@@ -48,6 +48,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     on_bad_row: Literal["error", "skip"] = field(
         default="error", metadata={"help": "A bad row stops the run, or is written to rejected_rows.jsonl."}
     )
+    layout: Literal["auto", "packed", "padded"] = field(
+        default="auto",
+        metadata={
+            "help": "packed: several pairs a row, prompts once, no padding; auto: packed where the model takes it "
+            "exactly, found by running it, else padded."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
     reference: Reference = field(
         default="auto",

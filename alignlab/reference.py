@@ -35,6 +35,10 @@ class FrozenModel:
     description: str
     from_policy = True  # made from the policy: before the first step both must agree
 
+    def loaded(self) -> nn.Module:
+        """Returns the module that scores, in memory."""
+        raise NotImplementedError
+
     def policy_is_trained(self) -> None:
         """Is told when the policy's weights are about to change."""
 
@@ -60,6 +64,10 @@ class PolicyAtStart(FrozenModel):
     def __init__(self, policy: Any) -> None:
         self.policy, self.description, self.trained = policy, f"{name_of(policy)} as it was before training", False
 
+    def loaded(self) -> nn.Module:
+        policy: nn.Module = self.policy
+        return policy
+
     def fingerprint(self, compute_dtype: str) -> str:
         adapter = self.policy.active_adapter if models.is_peft(self.policy) else None
         return fingerprint_model(self.policy, adapter=adapter, compute_dtype=compute_dtype)
@@ -82,6 +90,10 @@ class AdapterOff(FrozenModel):
 
     def __init__(self, policy: Any) -> None:
         self.policy, self.description = policy, f"{name_of(policy)} with its adapter off"
+
+    def loaded(self) -> nn.Module:
+        policy: nn.Module = self.policy
+        return policy
 
     def fingerprint(self, compute_dtype: str) -> str:
         return fingerprint_model(self.policy, adapter=None, compute_dtype=compute_dtype)
@@ -117,6 +129,10 @@ class OtherAdapter(FrozenModel):
         set_peft_model_state_dict(policy, state, adapter_name=name)
         policy.set_requires_grad(name, requires_grad=False)
         return cls(policy, name)
+
+    def loaded(self) -> nn.Module:
+        policy: nn.Module = self.policy
+        return policy
 
     def fingerprint(self, compute_dtype: str) -> str:
         return fingerprint_model(self.policy, adapter=self.name, compute_dtype=compute_dtype)

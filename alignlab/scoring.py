@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .packing import model_inputs
+
 Layout = Mapping[str, Any]
 Scores = dict[str, Tensor]
 
@@ -49,7 +51,7 @@ def unwrap(model: nn.Module) -> Any:
 def needed_logits(model: nn.Module, layout: Layout) -> Tensor:
     """Returns the logits ``[M, V]`` at the positions that predict a needed token, in the model's own dtype."""
     with _only_positions(model, layout["predict"]):
-        output = model(input_ids=layout["input_ids"], attention_mask=layout["attention_mask"], use_cache=False)
+        output = model(**model_inputs(unwrap(model), layout), use_cache=False)
     logits: Tensor = output.logits[0]
     if logits.shape[0] != layout["predict"].shape[0]:
         raise ValueError(

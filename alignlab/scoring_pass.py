@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from . import scoring
 from .config import PreferenceConfig
 from .data.collate import sequence, sequence_key
-from .data.layout import ScoredSequence, layout_sequences
+from .data.layout import Mode, ScoredSequence, layout_sequences
+from .packing_probe import choose_layout
 from .reference import Autocast, Frozen, SeparateModel, evaluating
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
@@ -33,12 +34,19 @@ class CacheFiller:
     Args:
         pad_id: token that pads rows. batch_size: completions per forward.
         device: where batches go. autocast: the context in which the policy is scored in training.
+        layout: "auto", "packed" or "padded"; packed rows share the prompts of completions scored together.
     """
 
     def __init__(
-        self, pad_id: int, batch_size: int, device: torch.device, autocast: Autocast, progress: bool = True
+        self,
+        pad_id: int,
+        batch_size: int,
+        device: torch.device,
+        autocast: Autocast,
+        layout: str = "auto",
+        progress: bool = True,
     ) -> None:
-        self.pad_id, self.batch_size, self.device = pad_id, batch_size, device
+        self.pad_id, self.batch_size, self.device, self.layout = pad_id, batch_size, device, layout
         self.autocast, self.progress = autocast, progress
         self.ranks = PartialState()
 
@@ -86,34 +94,39 @@ class CacheFiller:
     def _score(
         self, frozen: Frozen, store: ScoreStore, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]
     ) -> None:
-        """Scores this rank's share of ``todo``, longest first, and writes it."""
+        """Scores this rank's share of ``todo``, the longest prompts first, and writes it."""
         if not todo:
             return
-        order = sorted(todo, key=lambda key: -len(places[key].prompt) - len(places[key].completion))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        batches = self._batches(todo, places)
         world, rank = self.ranks.num_processes, self.ranks.process_index
         rounds = -(-len(batches) // world)
         bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
-        with (
-            store.writer(rank=rank, shard_rows=SHARD_ROWS) as writer,
-            bar,
-            frozen.model.run() as module,
-            evaluating(module),
-        ):
+        writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
+        with writing as writer, bar, frozen.model.run() as module, evaluating(module):
+            mode = choose_layout(self.layout, [module], self.pad_id)
             for index in range(rounds):
                 mine = index * world + rank
-                batch = batches[
-                    min(mine, len(batches) - 1)
-                ]  # a rank without a batch joins the forward for its collectives
-                values = self._forward(module, [places[key] for key in batch])
+                # A rank without a batch joins the forward for its collectives.
+                batch = batches[min(mine, len(batches) - 1)]
+                values = self._forward(module, [places[key] for key in batch], mode)
                 if mine < len(batches):
                     frozen.forwards += len(batch)
                     writer.append(batch, {COLUMN: values})
                 bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
 
-    def _forward(self, module: nn.Module, sequences: Sequence[ScoredSequence]) -> list[np.ndarray]:
+    def _batches(self, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]) -> list[list[bytes]]:
+        """Cuts ``todo`` into batches; completions of one prompt stand together, so that its tokens are run once."""
+
+        def rank(key: bytes) -> tuple[int, bytes, int]:
+            one = places[key]
+            return -len(one.prompt), one.prompt.tobytes(), -len(one.completion)
+
+        order = sorted(todo, key=rank)
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def _forward(self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode) -> list[np.ndarray]:
         """Returns the per-token log-probabilities of each sequence's completion, float32."""
-        layout = layout_sequences(sequences, self.pad_id)
+        layout = layout_sequences(sequences, self.pad_id, mode)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
         with self.autocast():
             logps = scoring.score(module, moved)["logps"][0].float().cpu().numpy()
@@ -142,7 +155,7 @@ def fill_caches(
     """Scores, with every cached frozen model, what the cache lacks of the (dataset, fields) wanted."""
     root = Path(args.score_cache_dir) if args.score_cache_dir else default_root()
     batch = args.precompute_ref_batch_size or 2 * args.per_device_eval_batch_size
-    filler = CacheFiller(pad_id, batch, args.device, autocast, progress=not args.disable_tqdm)
+    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress=not args.disable_tqdm)
     for one in frozen.values():
         if one.cached:
             filler.fill(one, root, compute_dtype, wanted)

@@ -25,6 +25,7 @@ from .data.sampler import StepSampler
 from .engine import check_engine
 from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
+from .packing_probe import choose_layout
 from .reference import evaluating, frozen_scorers
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics
 from .scoring_pass import fill_caches
@@ -98,6 +99,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
         self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
         self._fill_caches([self.data.train, *self.data.evaluations()])
+        live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
+        self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
         self._sums, self._guard_pending = MetricSums(), False
         self._step = PreferenceStep(
             self.loss,
@@ -139,6 +142,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             rewards=needs.rewards > 0,
             groups=self.data.groups,
             readers={name: one.reader() for name, one in self.frozen.items() if one.cached},
+            mode=self.layout,
         )
         return DataLoader(
             Rows(dataset.with_format("numpy")),  # type: ignore[arg-type]

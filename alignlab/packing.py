@@ -1,0 +1,167 @@
+"""Packed, prefix-shared rows through a model: masks by layer type, and attention tree by tree over one flat row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+FLAT = "alignlab_flat"  # the attention implementation that takes flat rows, and plain ones as sdpa does
+Window = tuple[int | None, int | None]  # sliding window, attention chunk; both in positions
+
+
+class UnsupportedModel(ValueError):
+    """A model cannot take packed rows; the reason is in the message."""
+
+
+def tree_mask(lengths: Sequence[int], window: Window = (None, None), device: Any = None) -> Tensor:
+    """Returns who attends to whom in a tree of one prompt and its completions, ``[L, L]`` bool.
+
+    A token sees the prompt and its own completion up to itself, as far back as the window or chunk reaches in
+    positions: allow[q, k] = (branch[k] is the prompt or branch[q]) and pos[k] <= pos[q] and, for a window w,
+    pos[k] > pos[q] - w; for chunks of c, pos[k] // c == pos[q] // c.
+
+    Args:
+        lengths: tokens of the prompt and of each completion.
+    """
+    prompt = lengths[0]
+    starts = [0, *([prompt] * (len(lengths) - 1))]
+    spans = [torch.arange(start, start + n, device=device) for start, n in zip(starts, lengths, strict=True)]
+    positions = torch.cat(spans)
+    branch = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device), output_size=sum(lengths)
+    )
+    query, key = positions[:, None], positions[None, :]
+    allow = ((branch[None, :] == 0) | (branch[None, :] == branch[:, None])) & (key <= query)
+    sliding, chunk = window
+    if sliding is not None:
+        allow &= key > query - sliding
+    if chunk is not None:
+        allow &= key // chunk == query // chunk
+    return allow
+
+
+def layer_windows(config: Any) -> dict[str, Window] | Window:
+    """Returns the window of each layer type, or of all layers where the model knows no types.
+
+    Raises:
+        UnsupportedModel: a layer type other than full, sliding or chunked attention.
+    """
+    sliding, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    known: dict[str, Window] = {
+        "full_attention": (None, None),
+        "sliding_attention": (sliding, None),
+        "chunked_attention": (None, chunk),
+    }
+    types = getattr(config, "layer_types", None)
+    if not types:
+        return (sliding, None)
+    if unknown := set(types) - set(known):
+        raise UnsupportedModel(f"layers of type {', '.join(sorted(unknown))}")
+    return {name: known[name] for name in sorted(set(types))}
+
+
+def model_inputs(model: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keyword arguments of a forward of ``model`` (unwrapped) on a layout, all but the cache's."""
+    if "trees" not in layout:
+        return {"input_ids": layout["input_ids"], "attention_mask": layout["attention_mask"]}
+    config = model.config.get_text_config()
+    windows = layer_windows(config)
+    if isinstance(windows, dict):
+        mask: Any = {name: _mask(config, model, layout, window) for name, window in windows.items()}
+    else:
+        mask = _mask(config, model, layout, windows)
+    return {"input_ids": layout["input_ids"], "attention_mask": mask, "position_ids": layout["position_ids"]}
+
+
+def _mask(config: Any, model: Any, layout: Mapping[str, Any], window: Window) -> Any:
+    """Returns the mask of one layer type in the form that the model's attention implementation takes."""
+    implementation = config._attn_implementation
+    if implementation == FLAT and layout["input_ids"].shape[0] == 1:
+        return flat_mask(layout, window)
+    if implementation == "flex_attention":
+        return _block_mask(layout, window)
+    allow = _dense_mask(layout, window)
+    if implementation in ("sdpa", FLAT):
+        return allow
+    # Eager adds the mask to the scores: a boolean one would be silently wrong.
+    return torch.zeros_like(allow, dtype=model.dtype).masked_fill_(~allow, torch.finfo(model.dtype).min)
+
+
+def _dense_mask(layout: Mapping[str, Any], window: Window) -> Tensor:
+    """Returns ``[R, 1, S, S]`` bool, block by block; padding sees itself, so that no row of scores is empty."""
+    ids = layout["input_ids"]
+    rows, width = ids.shape
+    allow = torch.eye(width, dtype=torch.bool, device=ids.device).repeat(rows, 1, 1, 1)
+    for row, start, *lengths in layout["trees"]:
+        end = start + sum(lengths)
+        allow[row, 0, start:end, start:end] = tree_mask(lengths, window, ids.device)
+    return allow
+
+
+def _block_mask(layout: Mapping[str, Any], window: Window) -> Any:
+    """Returns the same for FlexAttention, which skips blocks in which nobody sees anybody."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    allow = _dense_mask(layout, window)
+    rows, _, width, _ = allow.shape
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return allow[batch, 0, query, key]
+
+    return create_block_mask(seen, rows, None, width, width, device=str(allow.device))
+
+
+# ---- one flat row, attended to tree by tree ------------------------------------------------------------------------
+
+
+def flat_mask(layout: Mapping[str, Any], window: Window) -> Tensor:
+    """Returns a stand-in for the mask of one flat row that carries the trees' own masks.
+
+    transformers hands a 4D mask on to the attention function untouched, through gradient checkpointing as well.
+    """
+    ids = layout["input_ids"]
+    lengths = [tree[2:] for tree in layout["trees"]]
+    ends = list(accumulate(map(sum, lengths)))
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    spans = zip([0, *ends[:-1]], ends, lengths, strict=True)
+    mask.trees = [(start, end, tree_mask(n, window, ids.device)[None, None]) for start, end, n in spans]  # type: ignore[attr-defined]
+    return mask
+
+
+def flat_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attends within each tree of a flat row by SDPA; a row without trees is attended to as SDPA does.
+
+    No [S, S] mask is made and no token pays for another tree: the cost is the sum of the trees' squares.
+
+    Raises:
+        UnsupportedModel: an attention with sinks or a position bias, which tree-by-tree SDPA would drop, or a model
+            that lost the trees on the way.
+    """
+    trees = getattr(attention_mask, "trees", None)
+    if trees is None:
+        if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
+            raise UnsupportedModel("the model changes the attention mask that it is given")
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    for name in ("s_aux", "position_bias", "softcap"):
+        if options.get(name) is not None:
+            raise UnsupportedModel(f"attention with {name}")
+    parts = [
+        sdpa_attention_forward(
+            module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], mask, **options
+        )[0]
+        for start, end, mask in trees
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+AttentionInterface.register(FLAT, flat_attention)
+AttentionMaskInterface.register(FLAT, sdpa_mask)
