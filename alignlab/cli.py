@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _leave(_train(words[1:]))
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ALIGNLAB_DEBUG", "0") not in ("", "0"):
             raise
         print(f"alignlab: error: {error}", file=sys.stderr)
@@ -131,6 +131,8 @@ def _train(words: Sequence[str]) -> int:
     from .config import load_config
     from .early_stop import STOPPED_EARLY, StoppedEarly
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("alignlab").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         run.train(load_config(config, [f"--{key}={text}" for key, text in options]))
     except StoppedEarly as stopped:

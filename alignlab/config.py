@@ -71,7 +71,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         default=None, metadata={"help": "Folder of the scores of frozen models; by default under the user's cache."}
     )
     precompute_ref_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows per batch while scoring; by default per_device_train_batch_size."}
+        default=None, metadata={"help": "Completions per scoring batch; by default 2 * per_device_eval_batch_size."}
     )
     allow_reference_mismatch: bool = field(
         default=False, metadata={"help": "Go on although policy and reference differ before the first step."}

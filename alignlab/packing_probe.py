@@ -156,16 +156,16 @@ def _leak(model: Any, base: Any, pad_id: int, mode: Mode) -> str:
         return caught[-1]
 
     handle = base.get_input_embeddings().register_forward_hook(catch)
-    try:
-        with torch.enable_grad():
-            logits = scoring.needed_logits(model, layout)
-    finally:
-        handle.remove()
     row, start, prompt, first, *_ = layout["trees"][0]
     width = layout["input_ids"].shape[1]
     own = range(row * width + start + prompt, row * width + start + prompt + first)
-    inside = torch.tensor([int(position) in own for position in layout["predict"]], device=logits.device)
-    (gradient,) = torch.autograd.grad(logits[inside].float().square().sum(), caught[0])
+    inside = torch.tensor([position in own for position in layout["predict"].tolist()], device=layout["predict"].device)
+    with torch.enable_grad():
+        try:
+            logits = scoring.needed_logits(model, layout)
+        finally:
+            handle.remove()
+        (gradient,) = torch.autograd.grad(logits[inside].float().square().sum(), caught[0])
     norms = gradient.float().reshape(-1, gradient.shape[-1]).norm(dim=-1)
     seen = torch.zeros_like(norms, dtype=torch.bool)
     seen[row * width + start : own.stop] = True

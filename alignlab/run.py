@@ -69,7 +69,7 @@ def train(config: RunConfig) -> Path:
 def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:
     evaluation = config.data.eval if config.data.eval_rows is None else config.data.eval_rows
     return PreferenceTrainer(
-        models.load_model(config.model),
+        config.model.name_or_path,
         args,
         losses.build(config.loss),
         config.data.train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from .data import DataOptions, prepare
 from .data.holdout import hold_out
 from .losses import Facts, Needs
 
+logger = logging.getLogger(__name__)
 DataSource = Any  # a path, a list of paths or mappings, a datasets.Dataset, or rows
 
 
@@ -91,13 +93,21 @@ class TrainingData:
             max_length=args.max_length,
             truncation_mode=args.truncation_mode,
             on_bad_row=args.on_bad_row,
-            rejected_rows=Path(args.output_dir) / "rejected_rows.jsonl" if args.should_save else None,
+            rejected_rows=self._rejected_rows(name),
         )
         prepared = prepare(
             source, self.tokenizer, options, args.seed, progress=args.should_save and not args.disable_tqdm
         )
         self.reports[name] = prepared.report
+        if args.should_save:
+            touched = prepared.report.rows_rejected or prepared.report.rows_truncated
+            logger.log(logging.WARNING if touched else logging.INFO, "%s data: %s", name, prepared.report.summary())
         return prepared.dataset
+
+    def _rejected_rows(self, name: str) -> Path | None:
+        """Returns where the bad rows of a set are written: a file for each, on the main rank."""
+        file = "rejected_rows.jsonl" if name == "train" else f"rejected_rows_{name}.jsonl"
+        return Path(self.args.output_dir) / file if self.args.should_save else None
 
     def _facts(self) -> Facts:
         if self.train is None:
@@ -106,7 +116,16 @@ class TrainingData:
         groups = Counter(self.train["group"]) if "group" in columns else {}
         labels = list(self.train["label"]) if "label" in columns else []
         desirable = sum(map(bool, labels))
-        return Facts(len(self.train), dict(sorted(groups.items())), desirable, len(labels) - desirable)
+        counts = len(self.train), dict(sorted(groups.items())), desirable, len(labels) - desirable
+        return Facts(*counts, self._objectives(self.train))
+
+    def _objectives(self, train: Any) -> tuple[str, ...]:
+        """Returns the names of the explicit rewards that rows carry; numbers where the rows name none."""
+        column = next((name for name in ("rewards_chosen", "rewards") if name in train.column_names), None)
+        named: tuple[str, ...] = getattr(self.reports.get("train"), "reward_names", ())
+        if column is None or not self.needs.rewards:
+            return ()
+        return named or tuple(f"reward_{index}" for index in range(1, len(train[0][column]) + 1))
 
     def _groups(self) -> tuple[str, ...]:
         """Returns the names of the groups: those trained on, then those met in evaluation only."""
