@@ -83,6 +83,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     scorers: dict[str, str] | None = field(
         default=None, metadata={"help": "Further frozen models that the loss draws on (MODPO), name: path."}
     )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={"help": "Weight of a mixture of experts' load-balancing loss; by default as its config says."},
+    )
     coupled_totals: Literal["exact", "previous_step"] = field(
         default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
     )

@@ -69,15 +69,17 @@ def layer_windows(config: Any) -> dict[str, Window] | Window:
 
 def model_inputs(model: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keyword arguments of a forward of ``model`` (unwrapped) on a layout, all but the cache's."""
-    if "trees" not in layout:
-        return {"input_ids": layout["input_ids"], "attention_mask": layout["attention_mask"]}
     config = model.config.get_text_config()
+    # A mixture of experts balances its load in router.py; its own way fails on a mask that is not a plain one.
+    router = {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+    if "trees" not in layout:
+        return {"input_ids": layout["input_ids"], "attention_mask": layout["attention_mask"], **router}
     windows = layer_windows(config)
     if isinstance(windows, dict):
         mask: Any = {name: _mask(config, model, layout, window) for name, window in windows.items()}
     else:
         mask = _mask(config, model, layout, windows)
-    return {"input_ids": layout["input_ids"], "attention_mask": mask, "position_ids": layout["position_ids"]}
+    return {"input_ids": layout["input_ids"], "attention_mask": mask, "position_ids": layout["position_ids"], **router}
 
 
 def _mask(config: Any, model: Any, layout: Mapping[str, Any], window: Window) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from . import scoring
 from .batch import REFERENCE, FrozenScores, any_logps, contributions, loss_batch
 from .losses import Labelled, Loss, LossOutput, Pairs, Totals
 from .reference import Frozen
+from .router import Router
 
 
 class PreferenceStep:
@@ -27,6 +28,7 @@ class PreferenceStep:
         over_ranks: sums a tensor over ranks. ranks: how many there are.
         use_previous_totals: score-coupled losses take the totals of the step before, which saves the pass
             without gradient that accumulated micro-batches otherwise need.
+        router: the routers whose load-balancing loss joins the objective, micro-batches weighted by their rows.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class PreferenceStep:
         ranks: int = 1,
         *,
         use_previous_totals: bool = False,
+        router: Router | None = None,
     ) -> None:
         self.loss, self.needs, self.frozen = loss, loss.needs, frozen
         self.device, self.autocast, self.over_ranks, self.ranks = device, autocast, over_ranks, ranks
+        self.router = router
         self.use_previous_totals = use_previous_totals and self.needs.totals_from == "scores"
         self._totals: Totals | None = None
         self._previous: Totals | None = None
@@ -74,7 +78,8 @@ class PreferenceStep:
         """
         coupled, late = self.needs.coupled, self.needs.coupled == "step" and self._totals is None
         own = coupled == "micro_batch" or late or self.use_previous_totals
-        batch = self.scored(model, inputs, mismatched=self.needs.mismatched and own)
+        with self.router.watching() if self.router else nullcontext():
+            batch = self.scored(model, inputs, mismatched=self.needs.mismatched and own)
         totals = self._totals
         if own:
             self._parts.append(self.loss.totals(batch))
@@ -86,6 +91,11 @@ class PreferenceStep:
             return any_logps(batch).sum() * 0.0, batch, None
         output = self.loss(batch, totals)
         part = contributions(output, batch).sum() * (self.ranks / self._rows)
+        if self.router:
+            balance = self.router.loss(inputs["completions"]["shares"])
+            rows = torch.tensor(float(len(batch)), device=balance.device)
+            output.metrics["aux_loss"] = (balance.detach() * rows, rows)
+            part = part + self.router.coefficient * balance * (rows * self.ranks / self._rows)
         return part.float(), batch, output
 
     def finish(self, *, last: bool) -> None:

@@ -27,6 +27,7 @@ from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
 from .packing_probe import choose_layout
 from .reference import evaluating, frozen_scorers
+from .router import router_of
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics
 from .scoring_pass import fill_caches
 from .step import PreferenceStep
@@ -110,6 +111,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._over_ranks,
             args.world_size,
             use_previous_totals=args.coupled_totals == "previous_step",
+            router=router_of(policy, args.router_aux_loss_coef),
         )
 
     # ---- what the trainer is made of -------------------------------------------------------------------------------

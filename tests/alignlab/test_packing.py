@@ -199,6 +199,43 @@ def test_trajectories_packed_and_padded(loss: str, tokenizer: Any, tmp_path: Pat
     assert found["packed"] == pytest.approx(found["padded"], abs=1e-4)
 
 
+def test_load_balancing_loss_of_experts_packed_and_padded(tokenizer: Any, tmp_path: Path) -> None:
+    """Qwen3-MoE with its auxiliary loss: steps within 1e-4, the metric within 1e-5, and transformers' own value."""
+    found = {}
+    for layout in ("packed", "padded"):
+        config, values, _ = PACKED["qwen3_moe"]
+        model = model_of(config, {**values, "output_router_logits": True, "router_aux_loss_coef": 0.5})
+        args = PreferenceConfig(
+            output_dir=str(tmp_path),
+            max_steps=5,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            save_strategy="no",
+            layout=layout,  # type: ignore[arg-type]
+            disable_tqdm=True,
+        )
+        run = PreferenceTrainer(model, args, "dpo", make_rows(8), None, tokenizer)
+        inputs = next(iter(run.get_train_dataloader()))
+        run.train()
+        entries = [entry for entry in run.state.log_history if "loss" in entry]
+        found[layout] = [entry["loss"] for entry in entries], [entry["aux_loss"] for entry in entries]
+        if layout == "padded":
+            plain = inputs["completions"]
+            model = model_of(config, {**values, "output_router_logits": True})
+            own = [
+                model(input_ids=plain["input_ids"], attention_mask=plain["attention_mask"]).aux_loss.item(),
+            ]
+            run._step.router.trunk = model.model
+            with run._step.router.watching(), torch.no_grad():
+                scoring.score(model, plain)
+            assert run._step.router.loss(plain["shares"]).item() == pytest.approx(own[0], abs=1e-6)
+    assert found["packed"][0] == pytest.approx(found["padded"][0], abs=1e-4)
+    assert found["packed"][1] == pytest.approx(found["padded"][1], abs=1e-5)
+    assert found["packed"][0][0] == pytest.approx(np.log(2) + 0.5 * found["packed"][1][0], abs=1e-5)
+
+
 def test_gradient_checkpointing_keeps_the_trees(tokenizer: Any, tmp_path: Path) -> None:
     """Recomputed layers see the same masks: equal gradients with and without checkpointing."""
     model = make_model()
