@@ -66,7 +66,8 @@ class PreferenceCollator:
 
     The batch is a dict: ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
     (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32; "group" int64, "label" bool, "pair" int64,
-    "rewards" ``[F, N, K-1]``), ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers.
+    "rewards" ``[F, N, K-1]`` of all fields but "gold"), ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for
+    fillers.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class PreferenceCollator:
             columns["label"] = torch.tensor([bool(row["label"]) for row in rows])
             columns["pair"] = torch.tensor([int(row.get("pair", -1)) for row in rows])
         if self.rewards:
-            names = ["rewards" if field == "completion" else f"rewards_{field}" for field in self.fields]
+            carrying = [field for field in self.fields if field != "gold"]  # they come first
+            names = ["rewards" if field == "completion" else f"rewards_{field}" for field in carrying]
             columns["rewards"] = torch.tensor(np.array([[row[name] for row in rows] for name in names])).float()
         return columns
 
