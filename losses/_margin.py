@@ -36,15 +36,17 @@ class MarginLoss(Loss):
         return self.output(pairs, self.of_margin(self.margin(pairs)))
 
 
-def margin_base(base: Loss | None, beta: float | None, default: type[MarginLoss]) -> MarginLoss:
+def margin_base(
+    base: Loss | None, beta: float | None, default: type[MarginLoss], reason: str = "it cannot be shifted"
+) -> MarginLoss:
     """Returns ``base``, or the default with ``beta`` (0.1 where none is given) where there is none.
 
-    Raises ValueError if the base is no function of the margin, or if beta is given twice.
+    Raises ValueError with the ``reason`` if the base is no function of the margin, or if beta is given twice.
     """
     if base is None:
         return default(0.1 if beta is None else beta)
     if not isinstance(base, MarginLoss) or type(base).forward is not MarginLoss.forward:  # rpo and cpo add more
-        raise ValueError(f"base: {type(base).__name__} is no function of the margin alone, so it cannot be shifted")
+        raise ValueError(f"base: {type(base).__name__} is no function of the margin alone, so {reason}")
     if beta is not None:
         raise ValueError(f"beta belongs to the base where one is given, found beta {beta} beside {type(base).__name__}")
     return base

@@ -104,6 +104,8 @@ class GroupRobust(Loss):
         base = replace(base, totals_in_evaluation=late or self.mode != "total_mean")
         columns = (*base.columns, *({"group"} - set(base.columns)))
         name = type(self.base).__name__
+        if any(isinstance(part, GroupRobust) for part in self.base.modules()):
+            raise ValueError(f"base: {name} weights groups already; groups are weighted once")
         if base.coupled == "micro_batch":
             raise ValueError(f"base: {name} couples the rows of a micro-batch, so its losses belong to no single group")
         if self.weighting != "adaptive":

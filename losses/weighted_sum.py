@@ -46,6 +46,8 @@ class WeightedSum(Loss):
         self.weights = [1.0] * len(parts) if weights is None else list(weights)
         if not all(math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"weights must be finite, found {self.weights}")
+        if not any(self.weights):
+            raise ValueError("weights are all 0: nothing would be learned")
         self.parts = nn.ModuleList(parts)
         self.needs = merged([part.needs for part in parts])
         self.stops_gradient = tuple({field for part in parts for field in part.stops_gradient})

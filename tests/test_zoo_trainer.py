@@ -18,7 +18,6 @@ from zoo_ranks import CASES, STEPS
 
 from alignlab import losses
 from alignlab.losses import Needs
-from alignlab.training_data import TrainingData
 
 Losses = list[float]
 
@@ -98,3 +97,17 @@ def test_ten_steps_on_two_ranks(runs: Runs) -> None:
             assert len(result["losses"]) == STEPS, case
         else:
             assert result["losses"] == close(runs(case, "packed")), case
+
+
+def test_parts_of_a_sum_are_logged_by_themselves(runs: Runs) -> None:
+    """Each step logs loss/dpo and loss/sft; their weighted sum is the logged loss, also over two micro-batches."""
+    loss = losses.build("weighted_sum", parts=["dpo", "sft"], weights=[1.0, 0.25])
+    options: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run = zoo_ranks.trainer(runs.tokenizer, runs.folder, loss, **options)
+    run.train()
+    steps = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(steps) == STEPS
+    for entry in steps:
+        assert entry["loss"] == pytest.approx(entry["loss/dpo"] + 0.25 * entry["loss/sft"], abs=1e-5)
+    assert steps[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
+    assert steps[0]["loss/sft"] == pytest.approx(steps[0]["nll_loss"], abs=1e-5)

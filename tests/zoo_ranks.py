@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from making import make_model, make_rows, make_tokenizer
+from transformers import PreTrainedModel
 
 from alignlab import losses
 from alignlab.config import PreferenceConfig
@@ -83,9 +83,12 @@ def trainer(tokenizer: Any, folder: Path, loss: Loss, train: Any = None, **optio
     return PreferenceTrainer(tiny(0), args, loss, rows_for(loss.needs) if train is None else train, None, tokenizer)
 
 
-def tiny(seed: int) -> torch.nn.Module:
+def tiny(seed: int) -> PreTrainedModel:
     """Returns a model small enough for hundreds of runs."""
-    return make_model(seed, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
+    model: PreTrainedModel = make_model(
+        seed, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1
+    )
+    return model
 
 
 def save_scorer(folder: Path) -> None:
