@@ -19,11 +19,15 @@ from .batch import REFERENCE
 from .config import ModelOptions, PreferenceConfig
 from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
+from .lm_head import Head, head_of
 from .losses import Needs
 from .score_cache import ScoreStore
 
 logger = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+UNPROVEN: Any = object()  # in the place of a head that was not looked at yet
 
 
 class FrozenModel:
@@ -125,7 +129,9 @@ class OtherAdapter(FrozenModel):
 
         active = policy.active_adapter
         state = {key: value.detach().clone() for key, value in get_peft_model_state_dict(policy).items()}
-        policy.add_adapter(name, copy.deepcopy(policy.peft_config[active]))
+        config = copy.deepcopy(policy.peft_config[active])
+        config.init_lora_weights = False  # PiSSA and its kin would rewrite the shared base once more
+        policy.add_adapter(name, config)
         set_peft_model_state_dict(policy, state, adapter_name=name)
         policy.set_requires_grad(name, requires_grad=False)
         return cls(policy, name)
@@ -223,43 +229,49 @@ class Frozen:
         name: "reference", or the name of a reward scorer.
         model: how to run it.
         cached: whether its scores come from the cache.
-        forwards: completions that went through the model so far, on this rank.
+        forwards: completions scored for the cache so far, or batches scored live, on this rank.
+        head: the model's LM head, once it is proven.
     """
 
     name: str
     model: FrozenModel
     cached: bool
     store: ScoreStore | None = None
-    forwards: int = field(default=0)
+    forwards: int = 0
+    head: Head | None = field(default=UNPROVEN, repr=False)
 
     def reader(self) -> LogpsReader:
         """Returns what the collator reads cached log-probabilities with."""
         assert self.store is not None, "the cache is filled before it is read"
         return LogpsReader(self.store)
 
-    def live_logits(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> Tensor:
-        """Returns this model's logits ``[M, V]`` at the needed positions of a layout."""
+    def live(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> scoring.Distributions:
+        """Returns this model's distributions at the needed positions of a layout."""
         with self.model.run() as module, evaluating(module), autocast():
-            self.forwards += int(layout["input_ids"].shape[0])
-            return scoring.needed_logits(module, layout)
+            if self.head is UNPROVEN:
+                self.head = head_of(module)
+            self.forwards += 1
+            return scoring.distributions(module, layout, self.head)
 
     def live_logps(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> Tensor:
         """Returns this model's log-probabilities of a layout's completions, ``[F, N, T]`` float32."""
-        logits = self.live_logits(layout, autocast)
-        return scoring.place(scoring.token_logps(logits, layout["target"]), layout)
+        return scoring.place(self.live(layout, autocast).logps(layout["target"]), layout)
 
 
-def choose_mode(requested: str, needs: Needs, *, has_adapter: bool) -> str:
+def choose_mode(requested: str, needs: Needs, *, has_adapter: bool, moves: bool = False) -> str:
     """Returns "none", "cached", "live" or "adapter_off" for the reference, by what the loss needs.
 
-    Raises ValueError where the requested mode cannot give what the loss needs.
+    A reference that ``moves`` with the policy is live. Raises ValueError where the requested mode cannot give what
+    the loss needs.
     """
     if not needs.reference:
+        if moves:
+            raise ValueError("sync_ref_model: this loss needs no reference, so there is none to move")
         return "none"
     if requested == "none":
         raise ValueError("reference: none was asked for, but the loss needs a reference; allowed: auto, cached, live")
     if requested == "auto":
-        return "live" if needs.kl else "cached"
+        return "live" if needs.kl or moves else "cached"
     if requested == "cached" and needs.kl:
         raise ValueError(
             "reference: cached keeps log-probabilities of the completions' tokens, but this loss needs the "
@@ -280,8 +292,9 @@ def reference_model(
     load: Callable[[str], nn.Module],
     dtype: torch.dtype | None,
     device: torch.device,
+    moves: bool = False,
 ) -> FrozenModel:
-    """Returns the model that plays the reference.
+    """Returns the model that plays the reference; one that ``moves`` has weights of its own, apart from the policy's.
 
     By default the policy as it is before the first step: with a new adapter, the policy with the adapter off; with
     an adapter that was trained before, that adapter as it is now; otherwise the weights themselves, copied only
@@ -307,7 +320,7 @@ def reference_model(
         if not models.is_peft(policy):
             raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
         return OtherAdapter.load(policy, ref_adapter, REFERENCE)
-    if mode == "adapter_off" or new_adapter is not None:
+    if mode == "adapter_off" or (new_adapter is not None and not moves):
         if new_adapter is not None and not models.leaves_base_alone(new_adapter):
             raise ValueError(
                 f"peft.init_lora_weights: {new_adapter.init_lora_weights!r} rewrites the base weights, so the policy "
@@ -334,7 +347,8 @@ def frozen_scorers(
 ) -> dict[str, Frozen]:
     """Returns the frozen models that a loss needs, by name: "reference", and the reward scorers it names."""
     load = partial(models.load_model, options)
-    mode = choose_mode(args.reference, needs, has_adapter=models.is_peft(policy))
+    moves = args.sync_ref_model
+    mode = choose_mode(args.reference, needs, has_adapter=models.is_peft(policy), moves=moves)
     frozen: dict[str, Frozen] = {}
     if mode != "none":
         model = reference_model(
@@ -346,6 +360,7 @@ def frozen_scorers(
             load=load,
             dtype=None if models.is_quantised(policy) else next(policy.parameters()).dtype,
             device=args.device,
+            moves=moves,
         )
         frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached")
     for name in needs.scorers:

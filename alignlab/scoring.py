@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import lm_head
+from .chunked_head import Head, chunked_scores, worthwhile
 from .packing import model_inputs
 
 Layout = Mapping[str, Any]
@@ -78,23 +81,86 @@ def token_second_moment(logits: Tensor) -> Tensor:
     return torch.logsumexp(2 * torch.log_softmax(_full(logits), -1), -1)
 
 
-def score(model: nn.Module, layout: Layout, *, ref_logits: Tensor | None = None, second_moment: bool = False) -> Scores:
+@dataclass(frozen=True)
+class Distributions:
+    """The whole distributions of a frozen model at the needed positions, as logits or as what makes them.
+
+    Attributes:
+        logits: ``[M, V]``, or None where they are kept as final hidden states ``[M, D]`` and their head.
+    """
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+    head: Head | None = None
+
+    def logps(self, target: Tensor) -> Tensor:
+        """Returns the log-probabilities of the tokens ``[M]``, without gradient."""
+        with torch.no_grad():
+            if self.logits is not None:
+                return token_logps(self.logits, target)
+            assert self.hidden is not None
+            assert self.head is not None
+            return chunked_scores(self.hidden, target, self.head)["logps"]
+
+
+def distributions(model: nn.Module, layout: Layout, head: Head | None = None) -> Distributions:
+    """Returns a frozen model's distributions at the needed positions; with a proven head, and many, no logits."""
+    with torch.no_grad():
+        if head is not None and worthwhile(len(layout["predict"]), head.vocabulary, kl=True):
+            inputs = model_inputs(unwrap(model), layout)
+            return Distributions(hidden=lm_head.hidden_positions(model, inputs, layout["predict"]), head=head)
+        return Distributions(needed_logits(model, layout))
+
+
+def score(
+    model: nn.Module,
+    layout: Layout,
+    *,
+    head: Head | None = None,
+    reference: Distributions | None = None,
+    second_moment: bool = False,
+) -> Scores:
     """Scores every completion of a layout under ``model``.
 
     Args:
-        ref_logits: ``[M, V]`` logits of the reference at the same positions (``needed_logits``); adds "kl".
+        head: ``lm_head.head_of(model)``: with it, and where it pays, no logits ``[M, V]`` are held.
+        reference: the reference's distributions at the same positions; adds "kl".
         second_moment: adds "second_moment".
 
     Returns:
         name -> ``[F, N, T]``, zero where nothing counts: "logps", and what was asked for.
     """
-    logits = needed_logits(model, layout)
-    values = {"logps": token_logps(logits, layout["target"])}
-    if ref_logits is not None:
-        values["kl"] = token_kl(ref_logits.detach(), logits)
-    if second_moment:
-        values["second_moment"] = token_second_moment(logits)
+    pays = reference.logits is None if reference else worthwhile(len(layout["predict"]), head.vocabulary if head else 0)
+    if head is not None and pays:
+        values, _ = lm_head.score_positions(
+            model,
+            model_inputs(unwrap(model), layout),
+            layout["predict"],
+            layout["target"],
+            head,
+            ref_hidden=None if reference is None else reference.hidden,
+            ref_head=None if reference is None else reference.head,
+            want_kl=reference is not None,
+            want_second_moment=second_moment,
+        )
+    else:
+        logits = needed_logits(model, layout)
+        values = {"logps": token_logps(logits, layout["target"])}
+        if reference is not None:
+            values["kl"] = token_kl(_logits_of(reference), logits)
+        if second_moment:
+            values["second_moment"] = token_second_moment(logits)
     return {name: place(value, layout) for name, value in values.items()}
+
+
+def _logits_of(reference: Distributions) -> Tensor:
+    """Returns the reference's logits, made whole where the policy's head could not be proven."""
+    if reference.logits is not None:
+        return reference.logits.detach()
+    assert reference.hidden is not None
+    assert reference.head is not None
+    with torch.no_grad():
+        return reference.head.side(reference.hidden).logits(slice(None), slice(None))
 
 
 def place(values: Tensor, layout: Layout) -> Tensor:

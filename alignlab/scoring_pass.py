@@ -19,6 +19,7 @@ from . import scoring
 from .config import PreferenceConfig
 from .data.collate import sequence, sequence_key
 from .data.layout import Mode, ScoredSequence, layout_sequences
+from .lm_head import Head, head_of
 from .packing_probe import choose_layout
 from .reference import Autocast, Frozen, SeparateModel, evaluating
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
@@ -103,12 +104,12 @@ class CacheFiller:
         bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
         writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
         with writing as writer, bar, frozen.model.run() as module, evaluating(module):
-            mode = choose_layout(self.layout, [module], self.pad_id)
+            mode, head = choose_layout(self.layout, [module], self.pad_id), head_of(module)
             for index in range(rounds):
                 mine = index * world + rank
                 # A rank without a batch joins the forward for its collectives.
                 batch = batches[min(mine, len(batches) - 1)]
-                values = self._forward(module, [places[key] for key in batch], mode)
+                values = self._forward(module, [places[key] for key in batch], mode, head)
                 if mine < len(batches):
                     frozen.forwards += len(batch)
                     writer.append(batch, {COLUMN: values})
@@ -124,12 +125,14 @@ class CacheFiller:
         order = sorted(todo, key=rank)
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
-    def _forward(self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode) -> list[np.ndarray]:
+    def _forward(
+        self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None
+    ) -> list[np.ndarray]:
         """Returns the per-token log-probabilities of each sequence's completion, float32."""
         layout = layout_sequences(sequences, self.pad_id, mode)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
         with self.autocast():
-            logps = scoring.score(module, moved)["logps"][0].float().cpu().numpy()
+            logps = scoring.score(module, moved, head=head)["logps"][0].float().cpu().numpy()
         return [logps[index, : len(s.completion)] for index, s in enumerate(sequences)]
 
     def _from_main(self, ask: Callable[[], T]) -> T:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from . import scoring
 from .batch import REFERENCE, FrozenScores, any_logps, contributions, loss_batch
+from .lm_head import Head, head_of
 from .losses import Labelled, Loss, LossOutput, Pairs, Totals
-from .reference import Frozen
+from .reference import UNPROVEN, Frozen
 from .router import Router
 
 
@@ -51,6 +52,7 @@ class PreferenceStep:
         self._previous: Totals | None = None
         self._parts: list[Totals] = []
         self._rows = torch.tensor(1.0, dtype=torch.float64)
+        self._proven: Any = UNPROVEN
 
     def begin(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Tensor:
         """Counts the step's rows over all ranks, and makes the totals that its own forwards come too late for.
@@ -110,11 +112,15 @@ class PreferenceStep:
 
     def scored(self, model: nn.Module, inputs: Mapping[str, Any], *, mismatched: bool = False) -> Pairs | Labelled:
         """Runs frozen models and policy on a micro-batch and returns what the loss is given."""
-        frozen, ref_logits = self._frozen_scores(inputs, mismatched=mismatched)
+        frozen, reference = self._frozen_scores(inputs, mismatched=mismatched)
         other = self._mismatched(model, inputs) if mismatched else None
         with self.autocast():
             policy = scoring.score(
-                model, inputs["completions"], ref_logits=ref_logits, second_moment=self.needs.second_moment
+                model,
+                inputs["completions"],
+                head=self._head(model),
+                reference=reference,
+                second_moment=self.needs.second_moment,
             )
         return loss_batch(inputs, self.needs, policy, frozen, other)
 
@@ -136,24 +142,34 @@ class PreferenceStep:
 
     def _mismatched(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.no_grad(), self.autocast():
-            return scoring.score(model, inputs["mismatched"])
+            return scoring.score(model, inputs["mismatched"], head=self._head(model))
 
     def _live(self, layout: Mapping[str, Any]) -> dict[str, Tensor]:
         live = {name: one for name, one in self.frozen.items() if not one.cached}
         return {name: one.live_logps(layout, self.autocast) for name, one in live.items()}
 
-    def _frozen_scores(self, inputs: Mapping[str, Any], *, mismatched: bool) -> tuple[FrozenScores, Tensor | None]:
-        """Returns what the frozen models say, and the live reference's logits where the loss needs the KL."""
+    def _head(self, model: nn.Module) -> Head | None:
+        """Returns the policy's LM head, proven by a forward of its own at the first call."""
+        if self._proven is UNPROVEN:
+            with self.autocast():
+                self._proven = head_of(model)
+        head: Head | None = self._proven
+        return head
+
+    def _frozen_scores(
+        self, inputs: Mapping[str, Any], *, mismatched: bool
+    ) -> tuple[FrozenScores, scoring.Distributions | None]:
+        """Returns what the frozen models say, and the live reference's distributions where the loss needs the KL."""
         scores = FrozenScores(dict(inputs["scores"]), dict(inputs.get("mismatched_scores", {})))
-        layout, logits = inputs["completions"], None
+        layout, reference = inputs["completions"], None
         if self.needs.kl:
-            logits = self.frozen[REFERENCE].live_logits(layout, self.autocast)
-            scores.completions[REFERENCE] = scoring.place(scoring.token_logps(logits, layout["target"]), layout)
+            reference = self.frozen[REFERENCE].live(layout, self.autocast)
+            scores.completions[REFERENCE] = scoring.place(reference.logps(layout["target"]), layout)
         else:
             scores.completions |= self._live(layout)
         if mismatched:
             scores.mismatched |= self._live(inputs["mismatched"])
-        return scores, logits
+        return scores, reference
 
     def _summed(self, parts: Sequence[Totals]) -> Totals:
         """Returns totals summed over micro-batches and ranks."""
