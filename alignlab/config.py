@@ -67,6 +67,20 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         default=None, metadata={"help": "Another model as the reference; by default the policy as it starts."}
     )
     ref_adapter: str | None = field(default=None, metadata={"help": "A saved adapter that makes the reference."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Let a live reference follow the policy (TR-DPO), for any loss."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6,
+        metadata={"help": "Of sync_ref_model: ref = alpha * policy + (1 - alpha) * ref; 1 is the hard update."},
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Of sync_ref_model: optimiser steps between two updates."}
+    )
+    reference_hidden_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Of the hidden states that reference: cached keeps where a loss needs whole distributions."},
+    )
     score_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the scores of frozen models; by default under the user's cache."}
     )

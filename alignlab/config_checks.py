@@ -59,6 +59,11 @@ _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that
     "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
     "label_names": (([], None), "batches of preferences have no labels"),
 }
+_STAYS = {  # why such a reference cannot follow the policy
+    "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
+    "adapter_off": "makes the frozen base the reference, but sync_ref_model moves it",
+    "none": "leaves sync_ref_model nothing to move",
+}
 
 
 def refuse_moved(values: Mapping[str, Any]) -> None:
@@ -80,10 +85,16 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
             raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
     if values.get("bf16") and values.get("fp16"):
         raise ValueError("bf16 and fp16 are both true: choose one")
-    for name, least in (("max_length", 2), ("precompute_ref_batch_size", 1), ("per_device_train_batch_size", 1)):
+    least_values = {"max_length": 2, "precompute_ref_batch_size": 1, "per_device_train_batch_size": 1}
+    for name, least in (least_values | {"ref_model_sync_steps": 1}).items():
         value = values.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")
+    alpha = values.get("ref_model_mixup_alpha", 1)
+    if not 0 < alpha <= 1:
+        raise ValueError(f"ref_model_mixup_alpha: expected more than 0 and at most 1, found {alpha}")
+    if values.get("sync_ref_model") and values.get("reference", "auto") not in ("auto", "live"):
+        raise ValueError(f"reference: {values['reference']} {_STAYS[values['reference']]}; allowed: auto, live")
     for name in ("ref_model_name_or_path", "ref_adapter"):
         if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
             raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")

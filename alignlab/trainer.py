@@ -27,6 +27,7 @@ from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
 from .packing_probe import choose_layout
 from .reference import evaluating, frozen_scorers
+from .reference_sync import ReferenceSync, check_sync
 from .router import router_of
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics
 from .scoring_pass import fill_caches
@@ -99,6 +100,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.loss.to(args.device)
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
         self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
+        self._sync = self._reference_sync()
         self._fill_caches([self.data.train, *self.data.evaluations()])
         live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
         self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
@@ -115,6 +117,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         )
 
     # ---- what the trainer is made of -------------------------------------------------------------------------------
+
+    def _reference_sync(self) -> ReferenceSync | None:
+        """Returns what moves the reference, as a callback of this run, if it is to move."""
+        args = self.args
+        if not args.sync_ref_model:
+            return None
+        check_sync(args.deepspeed, args.fsdp)
+        reference = self.frozen[REFERENCE].model
+        sync = ReferenceSync(self.model, reference, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
+        self.add_callback(sync)
+        return sync
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
@@ -145,6 +158,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             groups=self.data.groups,
             readers={name: one.reader() for name, one in self.frozen.items() if one.cached},
             mode=self.layout,
+            hidden=next((one.reader(1) for one in self.frozen.values() if one.cached and one.hidden), None),
         )
         return DataLoader(
             Rows(dataset.with_format("numpy")),  # type: ignore[arg-type]
@@ -192,6 +206,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             one.model.policy_is_trained()
         if resume_from_checkpoint is not None:
             load_loss(self.loss, Path(resume_from_checkpoint))
+            if self._sync is not None:
+                self._sync.load(Path(resume_from_checkpoint))
         self._guard_pending = resume_from_checkpoint is None and REFERENCE in self.frozen
         return result
 
@@ -261,6 +277,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             save_loss(self.loss, Path(output_dir))
+            if self._sync is not None:
+                self._sync.save(Path(output_dir))
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
