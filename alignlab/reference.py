@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
 from .lm_head import Head, head_of
 from .losses import Needs
-from .score_cache import ScoreStore
+from .score_cache import COLUMN, ScoreStore
 
 logger = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -197,15 +197,15 @@ class SeparateModel(FrozenModel):
         yield self.loaded()
 
 
-class LogpsReader:
-    """Reads cached per-token log-probabilities by content key."""
+class ScoreReader:
+    """Reads cached per-token scores by content key."""
 
-    def __init__(self, store: ScoreStore) -> None:
-        self.store = store
+    def __init__(self, store: ScoreStore, column: str) -> None:
+        self.store, self.column = store, column
 
     def get(self, keys: Sequence[bytes]) -> Sequence[np.ndarray]:
-        """Returns one float32 array, as long as the completion, for each key."""
-        return self.store.get(keys)
+        """Returns one array, as long as the completion, for each key."""
+        return self.store.get(keys, self.column)
 
 
 @contextmanager
@@ -231,6 +231,8 @@ class Frozen:
         cached: whether its scores come from the cache.
         forwards: completions scored for the cache so far, or batches scored live, on this rank.
         head: the model's LM head, once it is proven.
+        hidden: dtype in which the cache also keeps the final hidden states, from which the head makes whole
+            distributions, or None.
     """
 
     name: str
@@ -239,11 +241,31 @@ class Frozen:
     store: ScoreStore | None = None
     forwards: int = 0
     head: Head | None = field(default=UNPROVEN, repr=False)
+    hidden: str | None = None
 
-    def reader(self) -> LogpsReader:
-        """Returns what the collator reads cached log-probabilities with."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the cache keeps of each completion."""
+        return (COLUMN,) if self.hidden is None else (COLUMN, f"hidden_{self.hidden}")
+
+    def keep_head(self, module: nn.Module) -> None:
+        """Keeps a frozen copy of the model's LM head, which is all that whole distributions need beside the cache.
+
+        Raises:
+            ValueError: the head cannot be proven to be a plain one.
+        """
+        head = head_of(module)
+        if head is None:
+            raise ValueError(
+                "reference: cached keeps hidden states for this loss, but the model's LM head is not a plain one that "
+                "makes distributions of them; allowed here: auto, live"
+            )
+        self.head = replace(head, module=copy.deepcopy(head.module).requires_grad_(False))
+
+    def reader(self, column: int = 0) -> ScoreReader:
+        """Returns what the collator reads cached log-probabilities with, or (1) hidden states."""
         assert self.store is not None, "the cache is filled before it is read"
-        return LogpsReader(self.store)
+        return ScoreReader(self.store, self.columns[column])
 
     def live(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> scoring.Distributions:
         """Returns this model's distributions at the needed positions of a layout."""
@@ -272,11 +294,6 @@ def choose_mode(requested: str, needs: Needs, *, has_adapter: bool, moves: bool 
         raise ValueError("reference: none was asked for, but the loss needs a reference; allowed: auto, cached, live")
     if requested == "auto":
         return "live" if needs.kl or moves else "cached"
-    if requested == "cached" and needs.kl:
-        raise ValueError(
-            "reference: cached keeps log-probabilities of the completions' tokens, but this loss needs the "
-            "reference's full distributions; allowed: auto, live"
-        )
     if requested == "adapter_off" and not has_adapter:
         raise ValueError("reference: adapter_off needs a policy with an adapter; allowed: auto, cached, live")
     return requested
@@ -363,6 +380,8 @@ def frozen_scorers(
             moves=moves,
         )
         frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached")
+        if mode == "cached" and needs.kl:
+            frozen[REFERENCE].hidden = args.reference_hidden_dtype
     for name in needs.scorers:
         path = (args.scorers or {}).get(name)
         if path is None:

@@ -164,10 +164,10 @@ def _logits_of(reference: Distributions) -> Tensor:
 
 
 def place(values: Tensor, layout: Layout) -> Tensor:
-    """Puts values ``[M]`` in their slots of ``[F, N, T]``; the rest is zero."""
-    shape = layout["mask"].shape
-    empty = torch.zeros(shape.numel(), dtype=values.dtype, device=values.device)
-    return empty.index_put((layout["slot"],), values).reshape(shape)
+    """Puts values ``[M, ...]`` in their slots of ``[F, N, T, ...]``; the rest is zero."""
+    shape, rest = layout["mask"].shape, values.shape[1:]
+    empty = torch.zeros(shape.numel(), *rest, dtype=values.dtype, device=values.device)
+    return empty.index_put((layout["slot"],), values).reshape(*shape, *rest)
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -19,8 +18,9 @@ from . import scoring
 from .config import PreferenceConfig
 from .data.collate import sequence, sequence_key
 from .data.layout import Mode, ScoredSequence, layout_sequences
-from .lm_head import Head, head_of
-from .packing_probe import choose_layout
+from .lm_head import Head, head_of, hidden_positions
+from .packing import model_inputs
+from .packing_probe import base_of, choose_layout
 from .reference import Autocast, Frozen, SeparateModel, evaluating
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
@@ -62,19 +62,23 @@ class CacheFiller:
         frozen.store = store
         places = self._places(wanted, frozen.name)
         keys = list(places)
-        if not self._from_main(lambda: bool(store.missing(keys))):
+        if frozen.hidden is not None:
+            with frozen.model.run() as module:
+                frozen.keep_head(module)
+                self._say_size(frozen, places)
+        if not self._from_main(lambda: bool(_missing(store, keys, frozen))):
             return
         with store.lock() if self.ranks.is_main_process else nullcontext():
             self.ranks.wait_for_everyone()
             store.refresh()
-            todo = [keys[index] for index in store.missing(keys)]
+            todo = [keys[index] for index in _missing(store, keys, frozen)]
             logger.info(
                 "%s: %d of %d completions to score with %s", frozen.name, len(todo), len(keys), frozen.model.description
             )
             self._score(frozen, store, todo, places)
             self.ranks.wait_for_everyone()
         store.refresh()
-        left = len(store.missing(keys))
+        left = len(_missing(store, keys, frozen))
         if left:
             raise ValueError(
                 f"{left} completions have no score after scoring: score_cache_dir ({root}) must be a folder that all "
@@ -109,10 +113,10 @@ class CacheFiller:
                 mine = index * world + rank
                 # A rank without a batch joins the forward for its collectives.
                 batch = batches[min(mine, len(batches) - 1)]
-                values = self._forward(module, [places[key] for key in batch], mode, head)
+                values = self._forward(module, [places[key] for key in batch], mode, head, frozen)
                 if mine < len(batches):
                     frozen.forwards += len(batch)
-                    writer.append(batch, {COLUMN: values})
+                    writer.append(batch, values)
                 bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
 
     def _batches(self, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]) -> list[list[bytes]]:
@@ -126,14 +130,30 @@ class CacheFiller:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def _forward(
-        self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None
-    ) -> list[np.ndarray]:
-        """Returns the per-token log-probabilities of each sequence's completion, float32."""
+        self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None, frozen: Frozen
+    ) -> dict[str, list[Tensor]]:
+        """Returns what the cache keeps of each sequence's completion: log-probabilities, perhaps hidden states."""
         layout = layout_sequences(sequences, self.pad_id, mode)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+        lengths = [len(s.completion) for s in sequences]
         with self.autocast():
-            logps = scoring.score(module, moved, head=head)["logps"][0].float().cpu().numpy()
-        return [logps[index, : len(s.completion)] for index, s in enumerate(sequences)]
+            if frozen.hidden is None:
+                logps = scoring.score(module, moved, head=head)["logps"][0]
+                return {COLUMN: _cut(logps.float().cpu(), lengths)}
+            hidden = hidden_positions(module, model_inputs(base_of(module), moved), moved["predict"])
+            known = scoring.Distributions(hidden=hidden, head=frozen.head).logps(moved["target"])
+        stored = scoring.place(hidden.to(getattr(torch, frozen.hidden)), moved)[0]
+        return {
+            COLUMN: _cut(scoring.place(known, moved)[0].float().cpu(), lengths),
+            frozen.columns[1]: _cut(stored.cpu(), lengths),
+        }
+
+    def _say_size(self, frozen: Frozen, places: Mapping[bytes, ScoredSequence]) -> None:
+        """Says how much disk the hidden states take, before they are made."""
+        assert frozen.head is not None
+        tokens = sum(len(one.completion) for one in places.values())
+        width, size = frozen.head.module.in_features, getattr(torch, str(frozen.hidden)).itemsize
+        logger.info("%s: hidden states of %d tokens take %.1f MB", frozen.name, tokens, tokens * width * size / 1e6)
 
     def _from_main(self, ask: Callable[[], T]) -> T:
         """Returns rank 0's answer on every rank; the others do not ask."""
@@ -164,3 +184,13 @@ def fill_caches(
             filler.fill(one, root, compute_dtype, wanted)
             if isinstance(one.model, SeparateModel):
                 one.model.free()
+
+
+def _cut(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Returns the first ``lengths[n]`` of each row ``n``."""
+    return [row[:length].contiguous() for row, length in zip(values, lengths, strict=True)]
+
+
+def _missing(store: ScoreStore, keys: Sequence[bytes], frozen: Frozen) -> list[int]:
+    """Returns the positions of the keys that lack any column."""
+    return sorted({index for column in frozen.columns for index in store.missing(keys, column)})

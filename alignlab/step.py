@@ -162,7 +162,9 @@ class PreferenceStep:
         """Returns what the frozen models say, and the live reference's distributions where the loss needs the KL."""
         scores = FrozenScores(dict(inputs["scores"]), dict(inputs.get("mismatched_scores", {})))
         layout, reference = inputs["completions"], None
-        if self.needs.kl:
+        if self.needs.kl and self.frozen[REFERENCE].cached:
+            reference = scoring.Distributions(hidden=inputs["reference_hidden"], head=self.frozen[REFERENCE].head)
+        elif self.needs.kl:
             reference = self.frozen[REFERENCE].live(layout, self.autocast)
             scores.completions[REFERENCE] = scoring.place(reference.logps(layout["target"]), layout)
         else:

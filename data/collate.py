@@ -63,8 +63,10 @@ class PreferenceCollator:
         groups: index of each group's name.
         readers: cached scores by scorer name ("reference", ...).
         mode: how rows are laid out.
+        hidden: cached final hidden states of the reference.
 
-    The batch is a dict: ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
+    The batch is a dict: ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions;
+    ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
     (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32; "group" int64, "label" bool, "pair" int64,
     "rewards" ``[F, N, K-1]`` of all fields but "gold"), ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for
     fillers.
@@ -81,7 +83,9 @@ class PreferenceCollator:
         groups: Sequence[str] = (),
         readers: Mapping[str, ScoreReader] | None = None,
         mode: Mode = "padded",
+        hidden: ScoreReader | None = None,
     ) -> None:
+        self.hidden = hidden
         self.mode = mode
         self.fields, self.pad_id = tuple(fields), pad_id
         self.mismatched, self.score_prompt, self.rewards = mismatched, score_prompt, rewards
@@ -98,6 +102,8 @@ class PreferenceCollator:
             "row": torch.tensor([row["row"] for row in rows]),
             "real": torch.tensor([row["real"] for row in rows]),
         }
+        if self.hidden is not None:
+            batch["reference_hidden"] = read_hidden(self.hidden, sequences, layout)
         if self.mismatched:
             others = {"mismatched": [sequence(row, "mismatched") for row in rows]}
             batch["mismatched"] = layout_fields(others, self.pad_id, self.mode)
@@ -132,3 +138,17 @@ def read_scores(reader: ScoreReader, sequences: Mapping[str, Sequence[ScoredSequ
         for n, value in enumerate(values):
             scores[f, n, : len(value)] = torch.from_numpy(np.array(value, dtype=np.float32))
     return scores
+
+
+def read_hidden(reader: ScoreReader, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> torch.Tensor:
+    """Returns cached hidden states ``[M, D]`` float32, one for each needed position of a layout, in its order."""
+    keys = [sequence_key(s) for field in layout["fields"] if field != PROMPT for s in sequences[field]]
+    values = reader.get(keys)
+    depth = layout["mask"].shape[-1]
+    slots = layout["slot"].numpy()
+    owners, tokens = slots // depth, slots % depth
+    hidden = np.zeros((len(slots), values[0].shape[-1]), dtype=np.float32)
+    for index, value in enumerate(values):
+        mine = owners == index
+        hidden[mine] = np.asarray(value, dtype=np.float32)[tokens[mine]]
+    return torch.from_numpy(hidden)

@@ -198,8 +198,7 @@ def test_mode_follows_needs() -> None:
     assert choose_mode("auto", Needs(), has_adapter=False) == "none"
     assert choose_mode("auto", Needs(ref_logps=True), has_adapter=True) == "cached"
     assert choose_mode("auto", Needs(kl=True), has_adapter=True) == "live"
-    with pytest.raises(ValueError, match="full distributions"):
-        choose_mode("cached", Needs(kl=True), has_adapter=False)
+    assert choose_mode("cached", Needs(kl=True), has_adapter=False) == "cached"
     with pytest.raises(ValueError, match="needs a reference"):
         choose_mode("none", Needs(ref_logps=True), has_adapter=False)
     with pytest.raises(ValueError, match="adapter_off"):
@@ -219,3 +218,20 @@ def test_tdpo_with_adapter_off_equals_a_live_copy(tokenizer: Any, tmp_path: Path
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[0][0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[0][2] < losses[0][0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"peft_config": LoraConfig(**LORA)}])
+def test_tdpo_on_cached_hidden_states_equals_a_live_reference(settings: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Exact in float32; the second run puts nothing through the reference; bfloat16 states are close."""
+    rows, found = make_rows(16), {}
+    for mode, dtype in (("live", "float32"), ("cached", "float32"), ("cached", "bfloat16")):
+        torch.manual_seed(0)
+        changes = {"reference": mode, "reference_hidden_dtype": dtype, "max_steps": 4, "logging_steps": 1, **settings}
+        run = trainer(tokenizer, tmp_path, rows, "tdpo", **changes)
+        run.train()
+        found[mode, dtype] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert found["cached", "float32"] == pytest.approx(found["live", "float32"], abs=1e-5)
+    assert found["cached", "bfloat16"] == pytest.approx(found["live", "float32"], abs=2e-2)
+    assert found["cached", "bfloat16"] != found["cached", "float32"]
+    again = trainer(tokenizer, tmp_path, rows, "tdpo", reference="cached", **settings)
+    assert forwards(again) == 0
