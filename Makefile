@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench bench-losses install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
@@ -22,6 +22,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Speed beside TRL's trainer; BENCH="--hh FILE --repeats 5" adds HH-RLHF dialogues. Half an hour on two cores.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py $(BENCH)
+
+# Each of the seven losses on the demo's task, three seeds.
+bench-losses: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_losses.py
 
 install: $(INSTALLED)
 

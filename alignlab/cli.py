@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["train"]:  # its options are the keys of the config, not argparse's
             return _leave(_train(words[1:]))
+        if words[:1] == ["demo"]:
+            return _demo(words[1:])
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -226,8 +228,8 @@ def _cache(arguments: argparse.Namespace) -> Path:
     return arguments.dir if arguments.dir is not None else default_root()
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(words: Sequence[str]) -> int:
     from . import demo
 
-    demo.main()
+    demo.main(words)
     return 0
