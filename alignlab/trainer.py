@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
 from . import losses, models
@@ -85,6 +85,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         policy = models.load_model(options) if isinstance(model, str) else model
         models.guard_quantised(policy)
         if peft_config is not None:
+            set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
             policy = models.add_adapter(policy, peft_config)
         if args.disable_dropout:
             disable_dropout_in_model(policy)

@@ -217,3 +217,20 @@ def test_custom_function_and_class_train(tokenizer: Any, tmp_path: Path) -> None
     rows = make_rows(16)
     expected = trajectory(trainer(tokenizer, tmp_path, SEVEN["dpo"], rows))
     assert trajectory(trainer(tokenizer, tmp_path, own, rows)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_new_adapter_starts_as_the_seed_says(tokenizer: Any, tmp_path: Path) -> None:
+    """Whatever was drawn before: one seed, one adapter; another seed, another."""
+    from peft import LoraConfig
+
+    def start(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        args = PreferenceConfig(output_dir=str(tmp_path), seed=seed, disable_tqdm=True)
+        run = PreferenceTrainer(make_model(), args, "dpo", make_rows(4), None, tokenizer, lora)
+        return torch.cat([p.detach().flatten() for n, p in run.model.named_parameters() if "lora_A" in n])
+
+    first = start(3)
+    torch.manual_seed(99)
+    assert torch.equal(start(3), first)
+    assert not torch.equal(start(4), first)
