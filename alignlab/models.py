@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .config import ModelOptions
 
@@ -88,6 +90,24 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
 
         model = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
     return model
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Within it, models are loaded whole, also in a run whose policy ZeRO-3 shards as it is loaded."""
+    from transformers.integrations import deepspeed
+
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
+
+
+def is_sharded_at_load() -> bool:
+    """True if ZeRO-3 shards models as they are loaded."""
+    return bool(is_deepspeed_zero3_enabled())
 
 
 def _local_device() -> torch.device:

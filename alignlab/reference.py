@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,8 @@ class SeparateModel(FrozenModel):
             assert self.path is not None
             assert self._load is not None
             logger.info("loading %s", self.description)
-            self.model = self._load(self.path)
+            with models.unsharded():
+                self.model = self._load(self.path)
         models.guard_quantised(self.model)
         self.model.requires_grad_(False).eval()
         return self.model if models.is_quantised(self.model) or self.device is None else self.model.to(self.device)
@@ -337,6 +339,10 @@ def reference_model(
         if not models.is_peft(policy):
             raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
         return OtherAdapter.load(policy, ref_adapter, REFERENCE)
+    if mode != "adapter_off" and models.is_sharded_at_load():
+        if moves:
+            raise ValueError("sync_ref_model: not under ZeRO-3, which holds but shards of the policy; use ZeRO-2")
+        return _whole_copy_from_path(policy, new_adapter, load, dtype, device)
     if mode == "adapter_off" or (new_adapter is not None and not moves):
         if new_adapter is not None and not models.leaves_base_alone(new_adapter):
             raise ValueError(
@@ -351,6 +357,25 @@ def reference_model(
         return OtherAdapter.copy_of_active(policy, REFERENCE)
     copied = SeparateModel(copy.deepcopy(policy), device=device)
     copied.description, copied.from_policy = f"a copy of {name_of(policy)} before training", True
+    return copied
+
+
+def _whole_copy_from_path(
+    policy: Any,
+    new_adapter: Any | None,
+    load: Callable[[str], nn.Module],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> FrozenModel:
+    """Returns the policy's own starting point, loaded whole from its path: ZeRO-3 holds but shards of the policy."""
+    path = name_of(policy)
+    if not Path(path).exists() or (models.is_peft(policy) and new_adapter is None):
+        raise ValueError(
+            "under ZeRO-3 the reference is loaded from the policy's path, but the policy "
+            f"({path}) was not loaded from a folder, or continues an adapter; give ref_model_name_or_path"
+        )
+    copied = SeparateModel(None, path, load, dtype, device)
+    copied.description, copied.from_policy = f"{path} as it was before training", True
     return copied
 
 
