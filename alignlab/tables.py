@@ -25,6 +25,19 @@ def losses_table(descriptions: Iterable[Description], details: bool = False) -> 
     return table
 
 
+def losses_markdown(descriptions: Iterable[Description]) -> str:
+    """Returns the losses as a table in Markdown: formula, needs, defaults, paper, and the name elsewhere."""
+    lines = ["| loss | formula | needs | options | paper | elsewhere |", "|---|---|---|---|---|---|"]
+    for one in descriptions:
+        name = f"`{one.name}`" + "".join(f"<br>also `{alias}`" for alias in one.aliases)
+        options = "<br>".join(f"`{key}: {_value(value)}`" for key, value in one.defaults.items())
+        formula = one.formula + (f"<br>{one.collision}" if one.collision else "")
+        needs = _needs(one.needs).replace("\n", "<br>")
+        cells = (name, formula, needs, options, one.source, one.elsewhere)
+        lines.append("| " + " | ".join(cell.replace("``", "`").replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def keys_table(title: str, keys: Iterable[Key]) -> Table:
     """One row per key of a config: its dotted name, type, default and help."""
     table = Table("key", "type", "default", "", title=title, title_justify="left", box=None, pad_edge=False)

@@ -1,0 +1,58 @@
+"""Writes docs/losses.md from the docstrings of the losses: python docs/make_losses_table.py"""
+
+from pathlib import Path
+
+from alignlab.losses import describe, names
+from alignlab.losses._names import AMBIGUOUS
+from alignlab.tables import losses_markdown
+
+PAGE = """# The losses
+
+Made by `python docs/make_losses_table.py` from the docstrings of `losses/`: edit those. `alignlab losses NAME` shows
+one loss.
+
+In formulas, L and R are the summed log-probabilities of a completion under policy and reference, n is its number of
+tokens, Lbar = L / n; a = L - R of the chosen completion (w), b that of the rejected one (l), z = beta (a - b). The
+objective of a step is the mean over its rows. "needs" says what a loss is given: kind of rows, scores, columns, and
+over what its rows are coupled. Where `beta` is `null` it is that of the base, 0.1 without one.
+
+{table}
+
+## Losses that hold losses
+
+`weighted_sum` adds losses of the same kind of rows, and logs each part as `loss/NAME`. `group_robust` and `group_dro`
+weight groups under any base that couples no rows of its own; `modpo`, `odpo`, `r_dpo` and `dpo_margin` shift the margin
+of any base that is a function of it; `f_dpo` takes another divergence under any base of z. What does not combine is
+refused with the reason: an f-divergence under `kto`, say, since its normaliser cancels only in the difference of two
+completions. Any loss takes weights of rows (the column `weight`), and a reference that follows the policy
+(`sync_ref_model`, see [trainer.md](trainer.md)).
+
+## Names that are no loss here
+
+| name | why |
+|---|---|
+{ambiguous}
+
+## Not integrated
+
+Three methods reach beyond the scores of a batch. Their formulas are in `losses/_beyond.py` and agree with the golden
+values; no trainer here runs them, since each would need a way through the trainer that nothing else uses:
+
+- **IFT** (Hua et al. 2024, arXiv:2405.11870) takes the policy's greedy tokens from a first forward, mixes their
+  embeddings into the inputs and runs a second forward on the mixture. Scoring here runs on tokens.
+- **VAA** (Chen et al. 2025, arXiv:2506.03850) draws each batch from one of two groups with a probability that follows
+  the losses, and takes the gradient at weights that a first gradient has moved. Here seed and epoch alone say which
+  rows meet in a step, which is what a resumed run and several ranks rely on. Weighting groups by their losses is
+  `group_dro`.
+- **HyPO** (Song et al. 2024, arXiv:2406.01462) adds a KL term on fresh samples of the policy. Training here draws none.
+"""
+
+
+def page() -> str:
+    """Returns the page."""
+    ambiguous = "\n".join(f"| `{name}` | {reason.replace('|', chr(92) + '|')} |" for name, reason in AMBIGUOUS.items())
+    return PAGE.format(table=losses_markdown(map(describe, names())), ambiguous=ambiguous)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("losses.md").write_text(page(), encoding="utf-8")
