@@ -106,10 +106,11 @@ def test_two_soft_updates_in_a_run(kind: str, tokenizer: Any, tmp_path: Path) ->
     assert any((p2[name] - p1[name]).abs().max() > 1e-3 for name in p0), "the policy moves"
 
 
+@pytest.mark.parametrize("loss", ["dpo", "tdpo"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_hard_updates_every_second_step(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_hard_updates_every_second_step(kind: str, loss: str, tokenizer: Any, tmp_path: Path) -> None:
     """alpha 1: after steps 2 and 4 the reference is the policy, so steps 3 and 5 start at log 2 as step 1 does."""
-    run = trainer(tokenizer, tmp_path, kind, ref_model_mixup_alpha=1.0, ref_model_sync_steps=2, max_steps=5)
+    run = trainer(tokenizer, tmp_path, kind, loss, ref_model_mixup_alpha=1.0, ref_model_sync_steps=2, max_steps=5)
     record = recorded(run)
     for step, like in ((1, 0), (2, 2), (3, 2), (4, 4), (5, 4)):
         assert all(torch.equal(record.reference[step][name], record.policy[like][name]) for name in record.policy[0])
