@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 from making import make_rows
+from transformers import AutoModelForCausalLM
+
+from alignlab.demo import prepare
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -65,3 +69,28 @@ def test_zero2_and_ddp_on_two_ranks_equal_one_process(config: Path, tmp_path: Pa
             if key.startswith("eval_") and "second" not in key and "runtime" not in key:
                 assert other["metrics"][key] == pytest.approx(value, abs=1e-3), (name, key)
     assert one["losses"][0] != pytest.approx(one["losses"][-1], abs=1e-3), "the trajectory moves"
+
+
+def test_zero2_runs_the_demo_config(tmp_path: Path) -> None:
+    """``deepspeed launch/train.py demo.yaml`` on two CPU ranks, 20 of its steps, to its evaluation and saved model."""
+    prepare(tmp_path, seed=0)
+    deepspeed = [str(BIN / "deepspeed"), "--num_gpus", "2"]
+    options = {
+        "model.name_or_path": tmp_path / "untrained",
+        "data.train": tmp_path / "train.jsonl",
+        "data.eval": tmp_path / "heldout.jsonl",
+        "score_cache_dir": tmp_path / "scores",
+        "per_device_train_batch_size": 8,
+        "max_steps": 20,
+        "learning_rate": 5e-5,
+        "logging_steps": 1,
+        "deepspeed": "zero2.json",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    run = launch(deepspeed, Path("demo.yaml"), tmp_path / "dpo", *words)
+    assert run["engine"] == {"class": "DeepSpeedEngine", "zero_stage": 2, "ranks": 2}
+    assert len(run["losses"]) == 20
+    assert run["losses"][0] == pytest.approx(math.log(2), abs=1e-3)
+    assert sum(run["losses"][-5:]) / 5 < math.log(2)
+    assert run["metrics"]["eval_rewards/margins"] > 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "dpo").num_parameters() > 1_000_000
