@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from alignlab import PreferenceConfig, PreferenceTrainer
 
-LOSSES = {"dpo": {"beta": 0.1}, "kto": {"beta": 0.1}, "orpo": {"beta": 0.25}, "tdpo": {"beta": 0.1}}
+LOSSES = {"dpo": {"beta": 0.1}, "kto": {"beta": 0.1}, "orpo": {"beta": 1.0}, "tdpo": {"beta": 0.1}}
 
 
 def main() -> None:
@@ -79,7 +79,9 @@ def new_model() -> torch.nn.Module:
     """Returns a decoder of about 1.6M parameters with random weights."""
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
-    return AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=2048, max_position_embeddings=512, **shape))
+    config = LlamaConfig(vocab_size=2048, max_position_embeddings=512, **shape)
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def train(

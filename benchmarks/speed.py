@@ -1,0 +1,293 @@
+"""Training speed beside TRL's DPOTrainer: same model, pairs, batch and dtype, alternating, several repeats.
+
+    make bench                                         # generated length profiles
+    python benchmarks/speed.py --hh path/to/hh-rlhf-file.jsonl.gz --repeats 5
+
+Both train a 6-layer decoder of width 256 from the same weights with a precomputed reference; TRL runs with its own
+best settings (its fused LM head is always on). Every figure is from a process of its own; ratios are paired, repeat by
+repeat, because a shared machine drifts. Writes CSV and PNG to ``--output``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PROFILES = {  # mean tokens of prompt and completion: prompt-to-completion ratios 1.6, 0.4 and 11
+    "capybara": (240, 150),
+    "ultrafeedback": (80, 200),
+    "tldr": (330, 30),
+}
+WARM_UP = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hh", type=Path, help="an HH-RLHF file; without it only generated profiles are run")
+    parser.add_argument("--workloads", nargs="+", default=None)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help=f"timed steps, after {WARM_UP} that are not")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs a step")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--worker", nargs=2, metavar=("PROGRAM", "WORKLOAD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        program, workload = options.worker
+        print("RESULT " + json.dumps(measure(program, workload, options)))
+        return
+    workloads = options.workloads or (["hh"] if options.hh else []) + list(PROFILES)
+    results = [
+        {"workload": workload, "program": program, "repeat": repeat, **run_worker(program, workload)}
+        for workload in workloads
+        for repeat in range(options.repeats)
+        for program in ("trl", "alignlab")
+    ]
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_csv(options.output / "speed.csv", results)
+    summary = summarise(results, workloads)
+    write_csv(options.output / "speed_ratios.csv", summary)
+    show(summary)
+    draw(summary, options.output / "speed.png")
+
+
+def run_worker(program: str, workload: str) -> dict[str, float]:
+    """Runs one measurement in a process of its own, with this process's options."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--worker", program, workload]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(f"{program} on {workload} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    print(f"{workload:14} {program:9} {result['pairs_per_second']:.2f} pairs/s", flush=True)
+    return result
+
+
+# ---- one measurement ---------------------------------------------------------------------------------------------
+
+
+def measure(program: str, workload: str, options: argparse.Namespace) -> dict[str, float]:
+    """Trains and returns pairs a second, tokens through the model a step, and peak memory above the start (MB)."""
+    import logging
+
+    import torch
+    from transformers import TrainerCallback
+
+    logging.disable(logging.WARNING)
+    rows = hh_rows(options.hh) if workload == "hh" else profile_rows(*PROFILES[workload])
+    random.Random(0).shuffle(rows)
+    rows = rows[: options.pairs * (options.steps + WARM_UP)]
+    folder = options.output / "work" / f"{program}-{workload}"
+    trainer = make_trainer(program, rows, folder, options)
+    counted = [0]
+    trainer.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: counted.__setitem__(0, counted[0] + args[0].numel())
+    )
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        start, tokens = 0.0, 0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == WARM_UP:
+                Clock.start, Clock.tokens = time.perf_counter(), counted[0]
+
+    trainer.add_callback(Clock())
+    before = resident()
+    trainer.train()
+    seconds = time.perf_counter() - Clock.start
+    return {
+        "pairs_per_second": options.pairs * options.steps / seconds,
+        "tokens_per_step": (counted[0] - Clock.tokens) / options.steps,
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def resident() -> float:
+    """Returns this process's memory now, MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options: argparse.Namespace) -> Any:
+    """Returns the program's trainer over rows, with its reference scores made."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from alignlab import PreferenceConfig, PreferenceTrainer
+
+    tokenizer = make_tokenizer(rows)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=8192, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "max_steps": options.steps + WARM_UP,
+        "per_device_train_batch_size": options.pairs,
+        "learning_rate": 1e-6,
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "max_length": 1024,
+    }
+    if program == "alignlab":
+        args = PreferenceConfig(**settings, score_cache_dir=str(folder / "scores"))
+        return PreferenceTrainer(model, args, "dpo", rows, None, tokenizer)
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder / "model")  # TRL reloads its reference from the model's path
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    args = DPOConfig(**settings, precompute_ref_log_probs=True)
+    return DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def hh_rows(path: Path) -> list[dict[str, str]]:
+    """Returns the dialogues of an HH-RLHF file with the prompt split off, as both programs take them."""
+    rows = []
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            cut = row["chosen"].rfind("\n\nAssistant:") + len("\n\nAssistant:")
+            if row["chosen"][:cut] != row["rejected"][:cut]:
+                continue
+            one = {"prompt": row["chosen"][:cut], "chosen": row["chosen"][cut:], "rejected": row["rejected"][cut:]}
+            if one["chosen"].strip() and one["rejected"].strip() and one["chosen"] != one["rejected"]:
+                rows.append(one)
+    return rows
+
+
+def profile_rows(prompt: int, completion: int, count: int = 400) -> list[dict[str, str]]:
+    """Returns rows of random words whose lengths vary as real ones do (log-normally) about the given means."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 7))) for _ in range(2000)]
+
+    def text(mean: int) -> str:
+        length = min(max(int(chance.lognormvariate(0, 0.6) * mean / 1.2), 2), 500)
+        return " ".join(chance.choices(words, k=length))
+
+    return [
+        {"prompt": text(prompt), "chosen": " " + text(completion), "rejected": " " + text(completion)}
+        for _ in range(count)
+    ]
+
+
+def make_tokenizer(rows: list[dict[str, str]]) -> Any:
+    """Trains a byte-level BPE tokenizer on the rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text for row in rows for text in row.values()), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+# ---- results -----------------------------------------------------------------------------------------------------
+
+
+def summarise(results: list[dict[str, Any]], workloads: list[str]) -> list[dict[str, Any]]:
+    """Returns a row a workload: medians of both programs, and the paired ratios alignlab / TRL with their range."""
+    summary = []
+    for workload in workloads:
+        sides = {
+            program: [one for one in results if one["workload"] == workload and one["program"] == program]
+            for program in ("trl", "alignlab")
+        }
+        row: dict[str, Any] = {"workload": workload}
+        for key in ("pairs_per_second", "tokens_per_step", "peak_megabytes"):
+            pairs = list(zip(sides["alignlab"], sides["trl"], strict=True))
+            ratios = [ours[key] / theirs[key] for ours, theirs in pairs]
+            row |= {
+                f"{program}_{key}": round(statistics.median(o[key] for o in side), 2) for program, side in sides.items()
+            }
+            row |= {f"{key}_ratio": round(statistics.median(ratios), 3)}
+            row |= {f"{key}_ratio_range": f"{min(ratios):.3f}-{max(ratios):.3f}"}
+        summary.append({**row, **machine()})
+    return summary
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures were taken on."""
+    import torch
+
+    from alignlab.run import environment
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "trl")}
+    known = environment()
+    return {"device": device, "processors": known["processors"], "commit": known["commit"], **versions}
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows of equal keys."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(summary: list[dict[str, Any]]) -> None:
+    """Prints the ratios."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="alignlab / TRL (median of paired repeats, range)")
+    for column in ("workload", "pairs a second", "tokens through the model", "peak memory"):
+        table.add_column(column)
+    for row in summary:
+        cells = [
+            f"{row[f'{key}_ratio']} ({row[f'{key}_ratio_range']})"
+            for key in ("pairs_per_second", "tokens_per_step", "peak_megabytes")
+        ]
+        table.add_row(row["workload"], *cells)
+    Console(width=120).print(table)
+
+
+def draw(summary: list[dict[str, Any]], path: Path) -> None:
+    """Draws pairs a second of both programs."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("matplotlib is not installed: no PNG")
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    places = range(len(summary))
+    for shift, program in ((-0.2, "trl"), (0.2, "alignlab")):
+        heights = [row[f"{program}_pairs_per_second"] for row in summary]
+        axes.bar([place + shift for place in places], heights, width=0.4, label=program)
+    axes.set_xticks(list(places), [row["workload"] for row in summary])
+    axes.set_ylabel("pairs a second")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
