@@ -16,13 +16,13 @@ DEMONSTRATIONS, PAIRS, HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 8192, 4096, 512, 128
 
 # What the losses of `--loss` are given; any other loss runs with its defaults.
 RECIPES: dict[str, dict[str, Any]] = {
-    "dpo": {"beta": 0.5},
-    "ipo": {"beta": 0.5},
-    "kto": {"beta": 0.5},
+    "dpo": {"beta": 1.0},
+    "ipo": {"beta": 2.5},  # of mean log-ratios: the margin to reach is 1 / (2 beta) nats a token
+    "kto": {"beta": 1.0},
     "orpo": {"beta": 1.0},
-    "tdpo": {"beta": 0.5},
-    "modpo": {"beta": 0.5, "weights": [0.6, 0.2, 0.2]},
-    "group_robust": {"base": {"name": "dpo", "beta": 0.5}, "step_size": 0.1},
+    "tdpo": {"beta": 1.0},
+    "modpo": {"beta": 1.0, "weights": [0.6, 0.2, 0.2]},
+    "group_robust": {"base": {"name": "dpo", "beta": 1.0}, "step_size": 0.1},
 }
 
 CHAT_TEMPLATE = (
@@ -141,11 +141,10 @@ def supervised_start(folder: Path, seed: int) -> Path:
     return _train("demo_sft", folder, {"seed": seed})
 
 
-def preference_training(folder: Path, loss: str, seed: int) -> Path:
-    """Trains the supervised start on the pairs; returns the folder of the result."""
+def preference_training(folder: Path, loss: str, seed: int, **changes: Any) -> Path:
+    """Trains the supervised start on the pairs, perhaps with other keys of the config; returns the result's folder."""
     options = {"name": loss, **RECIPES.get(loss, {})}
-    changes = {"loss": options, "output_dir": f"runs/demo/{loss}", "seed": seed}
-    return _train("demo", folder, changes)
+    return _train("demo", folder, {"loss": options, "output_dir": f"runs/demo/{loss}", "seed": seed, **changes})
 
 
 def _train(config: str, folder: Path, changes: dict[str, Any]) -> Path:

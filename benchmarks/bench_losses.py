@@ -24,17 +24,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", nargs="+", default=list(SEVEN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=-1, help="of preference training; by default one epoch")
     parser.add_argument("--output", type=Path, default=Path("runs/bench-losses"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
-        rows += run_seed(options.output / f"seed{seed}", options.losses, seed)
+        rows += run_seed(options.output / f"seed{seed}", options.losses, seed, options.steps)
         write(options.output / "losses.csv", rows)
     show(rows, options.losses)
 
 
-def run_seed(folder: Path, losses: list[str], seed: int) -> list[dict[str, Any]]:
+def run_seed(folder: Path, losses: list[str], seed: int, steps: int) -> list[dict[str, Any]]:
     """Makes the task and the supervised start of a seed, trains every loss from it, and measures all of them."""
     from alignlab import demo
 
@@ -42,7 +43,7 @@ def run_seed(folder: Path, losses: list[str], seed: int) -> list[dict[str, Any]]
     start = demo.supervised_start(folder, seed)
     rows = [measured("supervised start", start, start, seed)]
     for loss in losses:
-        rows.append(measured(loss, demo.preference_training(folder, loss, seed), start, seed))
+        rows.append(measured(loss, demo.preference_training(folder, loss, seed, max_steps=steps), start, seed))
         print(
             {key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True
         )
