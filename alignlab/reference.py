@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,15 @@ from torch import Tensor, nn
 from . import models, scoring
 from .batch import REFERENCE
 from .config import ModelOptions, PreferenceConfig
-from .fingerprint import fingerprint_model
-from .fingerprint_files import fingerprint_path
+from .frozen_models import (
+    AdapterOff,
+    FrozenModel,
+    OtherAdapter,
+    PolicyAtStart,
+    SeparateModel,
+    evaluating,
+    name_of,
+)
 from .lm_head import Head, head_of
 from .losses import Needs
 from .score_cache import COLUMN, ScoreStore
@@ -31,174 +38,6 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 UNPROVEN: Any = object()  # in the place of a head that was not looked at yet
 
 
-class FrozenModel:
-    """A model whose scores do not change in a run: how to name it, and how to run it.
-
-    ``run`` yields a module to score with; ``fingerprint`` names its weights, adapter, quantisation and dtype.
-    """
-
-    description: str
-    from_policy = True  # made from the policy: before the first step both must agree
-
-    def loaded(self) -> nn.Module:
-        """Returns the module that scores, in memory."""
-        raise NotImplementedError
-
-    def policy_is_trained(self) -> None:
-        """Is told when the policy's weights are about to change."""
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        """Returns the identity under which this model's scores are cached."""
-        raise NotImplementedError
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        """Yields the model, ready to score; loads or switches to it first where it has to."""
-        raise NotImplementedError
-        yield
-
-
-def name_of(model: Any) -> str:
-    """Returns where a model in memory came from, as far as it knows."""
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
-
-
-class PolicyAtStart(FrozenModel):
-    """The policy as it is before the first step: it can score only before training starts."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.description, self.trained = policy, f"{name_of(policy)} as it was before training", False
-
-    def loaded(self) -> nn.Module:
-        policy: nn.Module = self.policy
-        return policy
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        adapter = self.policy.active_adapter if models.is_peft(self.policy) else None
-        return fingerprint_model(self.policy, adapter=adapter, compute_dtype=compute_dtype)
-
-    def policy_is_trained(self) -> None:
-        self.trained = True
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        if self.trained:
-            raise ValueError(
-                "some completions have no cached reference scores, and the policy that was the reference is already "
-                "trained: give every dataset to the trainer when it is made, or pass ref_model"
-            )
-        yield self.policy
-
-
-class AdapterOff(FrozenModel):
-    """The policy's base model, with its adapter switched off."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.description = policy, f"{name_of(policy)} with its adapter off"
-
-    def loaded(self) -> nn.Module:
-        policy: nn.Module = self.policy
-        return policy
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        return fingerprint_model(self.policy, adapter=None, compute_dtype=compute_dtype)
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        with self.policy.disable_adapter():
-            yield self.policy
-
-
-class OtherAdapter(FrozenModel):
-    """The policy's base model under another, frozen adapter that stands beside the trained one."""
-
-    def __init__(self, policy: Any, name: str) -> None:
-        self.policy, self.name, self.description = policy, name, f"{name_of(policy)} with the adapter {name!r}"
-
-    @classmethod
-    def load(cls, policy: Any, folder: str, name: str) -> OtherAdapter:
-        """Loads the adapter saved in ``folder`` beside the policy's own."""
-        policy.load_adapter(folder, adapter_name=name, is_trainable=False)
-        other = cls(policy, name)
-        other.from_policy = False
-        return other
-
-    @classmethod
-    def copy_of_active(cls, policy: Any, name: str) -> OtherAdapter:
-        """Freezes a copy of the policy's active adapter as it is now."""
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-        active = policy.active_adapter
-        state = {key: value.detach().clone() for key, value in get_peft_model_state_dict(policy).items()}
-        config = copy.deepcopy(policy.peft_config[active])
-        config.init_lora_weights = False  # PiSSA and its kin would rewrite the shared base once more
-        policy.add_adapter(name, config)
-        set_peft_model_state_dict(policy, state, adapter_name=name)
-        policy.set_requires_grad(name, requires_grad=False)
-        return cls(policy, name)
-
-    def loaded(self) -> nn.Module:
-        policy: nn.Module = self.policy
-        return policy
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        return fingerprint_model(self.policy, adapter=self.name, compute_dtype=compute_dtype)
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        active = self.policy.active_adapter
-        self.policy.set_adapter(self.name, inference_mode=True)
-        try:
-            yield self.policy
-        finally:
-            self.policy.set_adapter(active)
-
-
-class SeparateModel(FrozenModel):
-    """A model of its own, given as a module or as a path that is loaded only when it must run."""
-
-    def __init__(
-        self,
-        model: nn.Module | None,
-        path: str | None = None,
-        load: Callable[[str], nn.Module] | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> None:
-        self.model, self.path, self._load, self.dtype, self.device = model, path, load, dtype, device
-        self.description, self.from_policy = path or f"{name_of(model)}, given as ref_model", False
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        if self.model is None and self.path is not None and self.dtype is not None:
-            found = fingerprint_path(self.path, dtype=self.dtype, compute_dtype=compute_dtype)
-            if found is not None:
-                return found
-        model: Any = self.loaded()
-        adapter = model.active_adapter if models.is_peft(model) else None
-        return fingerprint_model(model, adapter=adapter, compute_dtype=compute_dtype)
-
-    def loaded(self) -> nn.Module:
-        """Returns the module, loading it if it is not in memory; its parameters take no gradient."""
-        if self.model is None:
-            assert self.path is not None
-            assert self._load is not None
-            logger.info("loading %s", self.description)
-            with models.unsharded():
-                self.model = self._load(self.path)
-        models.guard_quantised(self.model)
-        self.model.requires_grad_(False).eval()
-        return self.model if models.is_quantised(self.model) or self.device is None else self.model.to(self.device)
-
-    def free(self) -> None:
-        """Drops a model that was loaded from a path."""
-        if self.path is not None:
-            self.model = None
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        yield self.loaded()
-
-
 class ScoreReader:
     """Reads cached per-token scores by content key."""
 
@@ -208,19 +47,6 @@ class ScoreReader:
     def get(self, keys: Sequence[bytes]) -> Sequence[np.ndarray]:
         """Returns one array, as long as the completion, for each key."""
         return self.store.get(keys, self.column)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs ``model`` without gradient and without dropout, and leaves its modules' modes as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass

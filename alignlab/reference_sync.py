@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .engine import zero_stage
-from .reference import FrozenModel, OtherAdapter
+from .frozen_models import FrozenModel, OtherAdapter
 
 REFERENCE_STATE = "reference.safetensors"
 

@@ -18,10 +18,11 @@ from . import scoring
 from .config import PreferenceConfig
 from .data.collate import sequence, sequence_key
 from .data.layout import Mode, ScoredSequence, layout_sequences
+from .frozen_models import SeparateModel, evaluating
 from .lm_head import Head, head_of, hidden_positions
 from .packing import model_inputs
 from .packing_probe import base_of, choose_layout
-from .reference import Autocast, Frozen, SeparateModel, evaluating
+from .reference import Autocast, Frozen
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
 logger = logging.getLogger(__name__)

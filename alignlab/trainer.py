@@ -23,10 +23,11 @@ from .config import ModelOptions, PreferenceConfig
 from .data.collate import PreferenceCollator, Rows
 from .data.sampler import StepSampler
 from .engine import check_engine
+from .frozen_models import evaluating
 from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
 from .packing_probe import choose_layout
-from .reference import evaluating, frozen_scorers
+from .reference import frozen_scorers
 from .reference_sync import ReferenceSync, check_sync
 from .router import router_of
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-WORDS = "the a red blue green cat dog bird sees likes finds big small old new stone house tree river song".split()
+WORDS = ["the", "a", "red", "blue", "green", "cat", "dog", "bird", "sees", "likes"]
+WORDS += ["finds", "big", "small", "old", "new", "stone", "house", "tree", "river", "song"]
 
 
 def sentence(rng: random.Random, words: int) -> str:
@@ -47,7 +48,8 @@ def make_model(seed: int = 0, **changes: object) -> torch.nn.Module:
         "eos_token_id": 1,
         "tie_word_embeddings": False,
     }
-    return AutoModelForCausalLM.from_config(LlamaConfig(**{**values, **changes}))
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(LlamaConfig(**{**values, **changes}))
+    return model
 
 
 def make_rows(count: int, seed: int = 0, groups: tuple[str, ...] = ()) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_any_ragged_layout_scores_the_same(lengths: list[tuple[int, int, int]], 
     found = {}
     for mode in ("padded", "rows", "flat"):
         LLAMA.set_attn_implementation(FLAT)
-        layout = layout_fields(fields, 0, mode, score_prompt=True, row_length=room)  # type: ignore[arg-type]
+        layout = layout_fields(fields, 0, mode, score_prompt=True, row_length=room)
         assert len(set(layout["slot"].tolist())) == len(layout["slot"]) == int(layout["mask"].sum())
         with torch.no_grad():
             found[mode] = scoring.score(LLAMA, layout)["logps"]
@@ -187,7 +188,7 @@ def test_trajectories_packed_and_padded(loss: str, tokenizer: Any, tmp_path: Pat
             learning_rate=1e-3,
             logging_steps=1,
             save_strategy="no",
-            layout=layout,  # type: ignore[arg-type]
+            layout=layout,
             disable_tqdm=True,
         )
         rows = make_rows(24, groups=("a", "b"))
@@ -213,7 +214,7 @@ def test_load_balancing_loss_of_experts_packed_and_padded(tokenizer: Any, tmp_pa
             learning_rate=1e-3,
             logging_steps=1,
             save_strategy="no",
-            layout=layout,  # type: ignore[arg-type]
+            layout=layout,
             disable_tqdm=True,
         )
         run = PreferenceTrainer(model, args, "dpo", make_rows(8), None, tokenizer)
@@ -227,10 +228,11 @@ def test_load_balancing_loss_of_experts_packed_and_padded(tokenizer: Any, tmp_pa
             own = [
                 model(input_ids=plain["input_ids"], attention_mask=plain["attention_mask"]).aux_loss.item(),
             ]
-            run._step.router.trunk = model.model
-            with run._step.router.watching(), torch.no_grad():
+            router: Any = run._step.router
+            router.trunk = model.model
+            with router.watching(), torch.no_grad():
                 scoring.score(model, plain)
-            assert run._step.router.loss(plain["shares"]).item() == pytest.approx(own[0], abs=1e-6)
+            assert router.loss(plain["shares"]).item() == pytest.approx(own[0], abs=1e-6)
     assert found["packed"][0] == pytest.approx(found["padded"][0], abs=1e-4)
     assert found["packed"][1] == pytest.approx(found["padded"][1], abs=1e-5)
     assert found["packed"][0][0] == pytest.approx(np.log(2) + 0.5 * found["packed"][1][0], abs=1e-5)
@@ -277,12 +279,10 @@ def test_chunked_head_in_the_trainer(
             disable_tqdm=True,
         )
         run = PreferenceTrainer(make_model(), args, loss, make_rows(16), None, tokenizer)
-        whole = []
-        monkeypatch.setattr(
-            "alignlab.scoring.token_logps", lambda *a, f=scoring.token_logps: (whole.append(1), f(*a))[1]
-        )
+        counted = mock.Mock(side_effect=scoring.token_logps)
+        monkeypatch.setattr("alignlab.scoring.token_logps", counted)
         run.train()
         monkeypatch.undo()
-        assert bool(whole) is not chunked, "the path that was asked for ran"
+        assert counted.called is not chunked, "the path that was asked for ran"
         found[chunked] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert found[True] == pytest.approx(found[False], abs=1e-5)

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from alignlab.config import PreferenceConfig, load_config
-from alignlab.reference import OtherAdapter, SeparateModel
+from alignlab.frozen_models import OtherAdapter, SeparateModel
 from alignlab.reference_sync import REFERENCE_STATE, ReferenceSync
 from alignlab.trainer import PreferenceTrainer
 
