@@ -17,22 +17,22 @@ import logging, os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from making import make_model, make_rows, make_tokenizer
-from alignlab import PreferenceConfig, PreferenceTrainer, scoring, scoring_pass
+from alignlab import PreferenceConfig, PreferenceTrainer, scoring_pass
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 folder, kill_after, pause = Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 scoring_pass.SHARD_ROWS = {shard}
-count, score = 0, scoring.score
+count, forward = 0, scoring_pass.CacheFiller._forward
 
-def counted(model, layout, **options):
+def counted(self, module, sequences, *rest):
     global count
-    count += layout["input_ids"].shape[0]
+    count += len(sequences)
     if kill_after and count > kill_after:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(pause)
-    return score(model, layout, **options)
+    return forward(self, module, sequences, *rest)
 
-scoring.score = counted
+scoring_pass.CacheFiller._forward = counted
 args = PreferenceConfig(output_dir=str(folder / "run"), score_cache_dir=str(folder / "cache"), max_steps=3,
     per_device_train_batch_size=4, precompute_ref_batch_size=4, learning_rate=1e-2, logging_steps=1,
     save_strategy="no", disable_tqdm=True)
