@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import scoring
 from .chunked_head import ROW_CHUNK, VOCAB_CHUNK, Head, chunked_scores, worthwhile
+from .models import unwrap
 
 __all__ = ["Head", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
 
@@ -58,7 +58,7 @@ def _log_once(message: str) -> None:
 
 def _prove(model: nn.Module) -> Head | str:
     """Returns the head, or why it cannot be run in chunks."""
-    inner = scoring.unwrap(model)
+    inner = unwrap(model)
     module = inner.get_output_embeddings()
     if type(module) is not nn.Linear:
         return f"it is a {type(module).__name__}, not a plain nn.Linear"
@@ -94,7 +94,7 @@ def _prove(model: nn.Module) -> Head | str:
 
 
 def _logits_of_four_tokens(model: nn.Module) -> Tensor:
-    device = scoring.unwrap(model).get_input_embeddings().weight.device
+    device = unwrap(model).get_input_embeddings().weight.device
     ids = torch.arange(4, device=device)[None]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # dropout would draw from the random numbers of the run
@@ -138,7 +138,7 @@ def _close(ours: Tensor, theirs: Tensor, ramp: int | None = None) -> bool:
 @contextmanager
 def _replaced_head(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
     """Within it the LM head of ``model`` is ``compute``; its outputs go to the list, and the model gets no logits."""
-    module, taken = scoring.unwrap(model).get_output_embeddings(), []
+    module, taken = unwrap(model).get_output_embeddings(), []
     # accelerate's dispatch puts its own forward around the module's, and calls that by this name
     name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
     before = vars(module).get(name)
@@ -167,7 +167,7 @@ def _at_positions(
     with _replaced_head(model, select) as taken:
         output = model(**inputs, use_cache=False)
     if len(taken) != 1:
-        raise ValueError(f"{type(scoring.unwrap(model)).__name__} called its LM head {len(taken)} times, not once")
+        raise ValueError(f"{type(unwrap(model)).__name__} called its LM head {len(taken)} times, not once")
     return taken[0].squeeze(0), output
 
 

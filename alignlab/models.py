@@ -117,6 +117,15 @@ def _local_device() -> torch.device:
     return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
 
 
+def unwrap(model: nn.Module) -> Any:
+    """Returns the model behind DDP, DeepSpeed or torch.compile, which all keep it as ``module`` or ``_orig_mod``."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def is_quantised(model: nn.Module) -> bool:
     """True if the base weights are stored in 4 or 8 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import scoring
 from .data.layout import Layout, Mode, ScoredSequence, layout_fields
+from .models import unwrap
 from .packing import FLAT
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
 
 def base_of(model: Any) -> Any:
     """Returns the transformers model inside a PEFT model or an engine."""
-    model = scoring.unwrap(model)
+    model = unwrap(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

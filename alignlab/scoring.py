@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import lm_head
 from .chunked_head import Head, chunked_scores, worthwhile
+from .models import unwrap
 from .packing import model_inputs
 
 Layout = Mapping[str, Any]
@@ -40,15 +41,6 @@ def _only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def unwrap(model: nn.Module) -> Any:
-    """Returns the model behind DDP, DeepSpeed or torch.compile, which all keep it as ``module`` or ``_orig_mod``."""
-    while True:
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def needed_logits(model: nn.Module, layout: Layout) -> Tensor:
