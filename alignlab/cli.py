@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     for one in (info, verify, prune):
         one.add_argument("--dir", type=Path, help="the cache; by default where runs keep it")
 
-    _command(commands, "demo", _demo, "a small model learns a preference, from nothing, in minutes")
+    demo = "a small model learns a preference, from nothing, in minutes"
+    commands.add_parser("demo", help=demo, add_help=False)  # its options are its own, as those of train are
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,14 @@ def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
     if mode == "padded":
         if requested == "packed":
             raise ValueError(f"layout: packed was asked for, but {reason}; allowed here: auto, padded")
-        logger.warning("rows are padded and prompts repeated, because %s", reason)
-    if mode == "flat" and any(model.config._attn_implementation != FLAT for model in map(base_of, candidates)):
-        raise AssertionError("a flat layout needs the flat attention in every model")
+        _warn_once(f"rows are padded and prompts repeated, because {reason}")
+    assert mode != "flat" or all(base_of(model).config._attn_implementation == FLAT for model in candidates)
     return mode
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def base_of(model: Any) -> Any:

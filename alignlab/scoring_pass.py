@@ -22,7 +22,7 @@ from .frozen_models import SeparateModel, evaluating
 from .lm_head import Head, head_of, hidden_positions
 from .packing import model_inputs
 from .packing_probe import base_of, choose_layout
-from .reference import Autocast, Frozen
+from .reference import UNPROVEN, Autocast, Frozen
 from .score_cache import COLUMN, ScoreCache, ScoreStore, default_root
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class CacheFiller:
         frozen.store = store
         places = self._places(wanted, frozen.name)
         keys = list(places)
-        if frozen.hidden is not None:
+        if frozen.hidden is not None and frozen.head is UNPROVEN:
             with frozen.model.run() as module:
                 frozen.keep_head(module)
                 self._say_size(frozen, places)

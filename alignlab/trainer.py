@@ -80,8 +80,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         options = model_options or ModelOptions(name_or_path=model if isinstance(model, str) else _path_of(model))
         self.loss = losses.from_function(loss) if _is_function(loss) else losses.build(loss)  # type: ignore[arg-type]
         tokenizer = processing_class or models.load_tokenizer(options)
-        with args.main_process_first(local=False, desc="reading data"):
-            self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
+        self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
         policy = models.load_model(options) if isinstance(model, str) else model
         models.guard_quantised(policy)
@@ -254,12 +253,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _check_reference(self, batch: Any, rows: Tensor) -> None:
         """Holds the policy against its reference before the first step."""
-        full = self._compute_dtype() in ("float32", "float64")
+        tolerance = self.args.reference_tolerance
+        if tolerance is None:
+            tolerance = 1e-3 if self._compute_dtype() in ("float32", "float64") else 0.1
         check_reference(
             batch,
             rows,
             self.train_dataset,
-            tolerance=self.args.reference_tolerance or (1e-3 if full else 0.1),
+            tolerance=tolerance,
             from_policy=self.frozen[REFERENCE].model.from_policy,
             stop=not self.args.allow_reference_mismatch,
         )

@@ -11,7 +11,6 @@ import torch
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
 from .tokenise import content_key
 
-PAIR_FIELDS = ("chosen", "rejected")
 COLUMNS = ("weight", "margin", "score_chosen", "score_rejected")
 
 

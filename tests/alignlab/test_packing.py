@@ -112,8 +112,7 @@ def test_probe_falls_back(name: str, caplog: pytest.LogCaptureFixture) -> None:
         choose_layout("packed", [model], 0)
 
 
-@pytest.mark.parametrize("mode", ["rows", "flat"])
-def test_a_wrong_mask_is_caught(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe refuses a mask that forgets windows, or lets the rejected completion see the chosen one."""
     mistral = model_of(*PACKED["mistral"][:2])
     monkeypatch.setattr("alignlab.packing.layer_windows", lambda config: (None, None))
