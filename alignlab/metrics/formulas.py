@@ -1,0 +1,416 @@
+"""The formulas of the metrics, on numpy arrays of rows: no model, no file, no collective."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Figures = dict[str, Any]  # name -> number; nan where a figure is not defined
+Z = 1.959963984540054  # the 97.5% quantile of the normal distribution: intervals are of 95%
+
+
+def preference_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> Figures:
+    """How often the chosen completion has the higher reward.
+
+    accuracy = share of rows with chosen > rejected, strictly: a model that equals its reference scores 0, as in
+    training; ``ties`` is the share of equal rewards. ``low`` and ``high`` are the accuracy's 95% Wilson interval.
+
+    Args:
+        chosen, rejected: rewards ``[N]``.
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+    """
+    one, other = _columns(chosen=chosen, rejected=rejected)
+    accuracy = float(np.mean(one > other))
+    low, high = wilson_interval(accuracy, len(one))
+    ties = float(np.mean(one == other))
+    return {"accuracy": accuracy, "low": low, "high": high, "ties": ties, "rows": len(one)}
+
+
+def margin_calibration(margins: ArrayLike, bins: int = 10) -> Figures:
+    """How far sigmoid(margin), the Bradley-Terry probability of the label, can be believed.
+
+    Each row is a forecast with confidence c = sigmoid(|m|) that is right if m > 0 and half right if m = 0.
+    ece = sum_b n_b / N |right_b - confidence_b| over ``bins`` equal bins of c in [1/2, 1], mce its largest term;
+    overconfidence = mean c - mean right; brier = mean (1 - sigmoid(m))^2; nll = mean -log sigmoid(m).
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equations 3 and 5; Brier 1950.
+
+    Args:
+        margins: chosen minus rejected reward ``[N]``.
+
+    Raises:
+        ValueError: no rows, a value that is not finite, or less than one bin.
+    """
+    (margin,) = _columns(margins=margins)
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1, found {bins}")
+    confidence = 1 / (1 + np.exp(-np.abs(margin)))
+    right = np.where(margin == 0, 0.5, margin > 0)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    reliability = []
+    for index in range(bins):
+        inside = place == index
+        if inside.any():
+            found = {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+            edges = {"low": 0.5 + index / bins / 2, "high": 0.5 + (index + 1) / bins / 2}
+            reliability.append({**edges, "rows": int(inside.sum()), **found})
+    gaps = [(abs(one["accuracy"] - one["confidence"]), one["rows"]) for one in reliability]
+    return {
+        "margin": float(margin.mean()),
+        "ece": sum(gap * rows for gap, rows in gaps) / len(margin),
+        "mce": max(gap for gap, _ in gaps),
+        "overconfidence": float(confidence.mean() - right.mean()),
+        "brier": float(np.mean(_sigmoid(-margin) ** 2)),
+        "nll": float(np.mean(np.logaddexp(0, -margin))),
+        "reliability": reliability,
+    }
+
+
+def group_accuracy(chosen: ArrayLike, rejected: ArrayLike, groups: Sequence[Any]) -> Figures:
+    """Preference accuracy and margin of each group, and of the group that is worst off.
+
+    worst_accuracy is the least of the groups' accuracies, group_mean their unweighted mean, gap = accuracy over all
+    rows - worst_accuracy. Of equally bad groups the first by name is named.
+
+    Raises:
+        ValueError: as ``preference_accuracy``.
+    """
+    one, other = _columns(chosen=chosen, rejected=rejected)
+    names = np.array([str(group) for group in groups])
+    if len(names) != len(one):
+        raise ValueError(f"groups has {len(names)} rows, chosen has {len(one)}")
+    parts = {}
+    for name in sorted(set(names.tolist())):
+        mine = names == name
+        parts[name] = preference_accuracy(one[mine], other[mine]) | {"margin": float(np.mean((one - other)[mine]))}
+    worst = min(parts, key=lambda name: float(parts[name]["accuracy"]))
+    overall = float(np.mean(one > other))
+    return {
+        "worst_accuracy": parts[worst]["accuracy"],
+        "worst_group": worst,
+        "group_mean": float(np.mean([part["accuracy"] for part in parts.values()])),
+        "gap": overall - parts[worst]["accuracy"],
+        "groups": parts,
+    }
+
+
+def sequence_kl(log_ratios: Sequence[ArrayLike], token_kl: Sequence[ArrayLike] | None = None) -> Figures:
+    """KL(policy || reference) between distributions of whole answers, from answers that the policy sampled.
+
+    With r_t = log p(y_t | x, y_<t) - log q(y_t | x, y_<t) at the tokens of a sampled answer, three unbiased estimates
+    by the chain rule, each the mean over answers of a sum over tokens:
+    k1 = sum_t r_t; k3 = sum_t (exp(-r_t) - 1 + r_t), never negative and of less variance;
+    exact = sum_t KL_t, where KL_t = sum_v p_v (log p_v - log q_v) over the whole vocabulary at the position.
+    ``*_error`` are standard errors of the mean over answers, ``per_token`` is k1 (exact where given) over the mean
+    number of tokens.
+
+    Source: Schulman 2020, "Approximating KL Divergence".
+
+    Args:
+        log_ratios: r_t of each answer, ragged ``[N][T]``.
+        token_kl: KL_t of each answer, of the same lengths.
+
+    Raises:
+        ValueError: no answers, values that are not finite, or token_kl of other lengths.
+    """
+    rows = _ragged("log_ratios", log_ratios)
+    sums = {"k1": [r.sum() for r in rows], "k3": [(np.expm1(-r) + r).sum() for r in rows]}
+    if token_kl is not None:
+        exact = _ragged("token_kl", token_kl)
+        if [len(row) for row in exact] != [len(row) for row in rows]:
+            raise ValueError("token_kl and log_ratios differ in their numbers of tokens")
+        sums["exact"] = [row.sum() for row in exact]
+    figures: Figures = {}
+    for name, values in sums.items():
+        figures[name], figures[f"{name}_error"] = float(np.mean(values)), standard_error(values)
+    tokens = sum(map(len, rows))
+    best = sums.get("exact", sums["k1"])
+    return figures | {"per_token": float(np.sum(best)) / tokens if tokens else float("nan")}
+
+
+def likelihood_displacement(
+    chosen: ArrayLike, ref_chosen: ArrayLike, rejected: ArrayLike, ref_rejected: ArrayLike
+) -> Figures:
+    """Whether chosen completions became likelier than under the reference, or fell along with the rejected ones.
+
+    With d+ = chosen - ref_chosen and d- = rejected - ref_rejected: their means ``chosen_change`` and
+    ``rejected_change``, the shares of rows in which each is below 0, in which both are, and in which d+ < 0 although
+    the margin d+ - d- grew ("chosen falls too").
+
+    Source: Razin et al. 2024, "Unintentional Unalignment: Likelihood Displacement in DPO"; Pal et al. 2024 (DPOP).
+
+    Args:
+        chosen, ref_chosen, rejected, ref_rejected: log-probabilities of the completions in nats ``[N]``.
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+    """
+    one, ref_one, other, ref_other = _columns(
+        chosen=chosen, ref_chosen=ref_chosen, rejected=rejected, ref_rejected=ref_rejected
+    )
+    up, down = one - ref_one, other - ref_other
+    return {
+        "chosen_change": float(up.mean()),
+        "rejected_change": float(down.mean()),
+        "chosen_fell": float(np.mean(up < 0)),
+        "rejected_fell": float(np.mean(down < 0)),
+        "both_fell": float(np.mean((up < 0) & (down < 0))),
+        "chosen_fell_margin_grew": float(np.mean((up < 0) & (up > down))),
+    }
+
+
+def length_exploitation(lengths: ArrayLike, rewards: ArrayLike, reference_lengths: ArrayLike | None = None) -> Figures:
+    """Whether longer is better: lengths of answers, and how reward goes with length.
+
+    pearson and spearman are correlations of reward with length (nan where either does not vary), slope the least
+    squares reward per further token. With ``reference_lengths``: growth = mean length / mean reference length - 1,
+    and the share of answers that are longer than their reference.
+
+    Source: Singhal et al. 2023, "A Long Way to Go: Investigating Length Correlations in RLHF".
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+    """
+    length, reward = _columns(lengths=lengths, rewards=rewards)
+    varies = float(length.var()) > 0
+    slope = float(np.mean((length - length.mean()) * (reward - reward.mean())) / length.var()) if varies else np.nan
+    figures = {
+        "length": float(length.mean()),
+        "pearson": correlation(length, reward),
+        "spearman": correlation(_ranks(length), _ranks(reward)),
+        "slope": slope,
+    }
+    return figures if reference_lengths is None else figures | length_growth(length, reference_lengths)
+
+
+def length_growth(lengths: ArrayLike, reference_lengths: ArrayLike) -> Figures:
+    """Returns growth = mean length / mean reference length - 1, and the share of answers longer than their reference.
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+    """
+    length, reference = _columns(lengths=lengths, reference_lengths=reference_lengths)
+    growth = float(length.mean() / reference.mean() - 1) if reference.any() else np.nan
+    return {
+        "reference_length": float(reference.mean()),
+        "growth": growth,
+        "longer": float(np.mean(length > reference)),
+    }
+
+
+def pair_length_bias(margins: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> Figures:
+    """Whether margins follow length: accuracy where the chosen completion is longer, and where it is shorter.
+
+    ``pearson`` is the correlation of the margin with chosen - rejected length.
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+    """
+    margin, one, other = _columns(margins=margins, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    right, longer, shorter = margin > 0, one > other, one < other
+    return {
+        "chosen_longer": float(longer.mean()),
+        "accuracy_chosen_longer": float(right[longer].mean()) if longer.any() else np.nan,
+        "accuracy_chosen_shorter": float(right[shorter].mean()) if shorter.any() else np.nan,
+        "pearson": correlation(one - other, margin),
+    }
+
+
+def diversity(
+    texts: Sequence[str], groups: Sequence[Any] | None = None, orders: Sequence[int] = (1, 2, 3, 4)
+) -> Figures:
+    """How much texts differ from one another.
+
+    distinct_n = different n-grams / all n-grams over all texts; unique = different texts / texts; self_bleu = mean BLEU
+    of each text against all the others (1: all alike). Tokens are words and punctuation marks, in their case. With
+    ``groups`` (the prompt of each text, say) every figure is taken within each group, and the mean over groups is
+    returned; groups of one text have no self-BLEU.
+
+    Source: Li et al. 2016 (distinct-n); Zhu et al. 2018, "Texygen" (self-BLEU).
+
+    Raises:
+        ValueError: no texts, or groups of another number.
+    """
+    if not len(texts) or (groups is not None and len(groups) != len(texts)):
+        raise ValueError(f"expected texts, and a group for each; found {len(texts)} and {len(groups or ())}")
+    members = defaultdict(list)
+    for text, group in zip(texts, groups if groups is not None else [""] * len(texts), strict=True):
+        members[group].append(words(text))
+    parts: dict[str, list[float]] = defaultdict(list)
+    for several in members.values():
+        for order in orders:
+            grams = [gram for tokens in several for gram in _ngrams(tokens, order)]
+            if grams:
+                parts[f"distinct_{order}"].append(len(set(grams)) / len(grams))
+        parts["unique"].append(len(set(map(tuple, several))) / len(several))
+        if len(several) > 1:
+            parts["self_bleu"].append(float(np.mean(self_bleu(several))))
+    wanted = [*(f"distinct_{order}" for order in orders), "unique", "self_bleu"]
+    return {name: float(np.mean(parts[name])) if parts[name] else np.nan for name in wanted}
+
+
+def self_bleu(texts: Sequence[Sequence[str]], order: int = 4) -> list[float]:
+    """Returns BLEU of each tokenised text with all the others as its references, without smoothing.
+
+    BLEU = min(1, exp(1 - r / c)) exp(mean_n log p_n) for n up to ``order``, or up to the text's length where that is
+    shorter; p_n is the clipped n-gram precision, c the text's length, r the nearest length among the others (the
+    shorter of two as near). An empty text scores 1 against an empty one, else 0.
+
+    Source: Papineni et al. 2002, section 2.
+
+    Raises:
+        ValueError: fewer than two texts.
+    """
+    if len(texts) < 2:
+        raise ValueError(f"self-BLEU compares texts with one another; found {len(texts)}")
+    counts = [[Counter(_ngrams(tokens, n)) for n in range(1, order + 1)] for tokens in texts]
+    highest = [_two_highest(counted[n] for counted in counts) for n in range(order)]
+    lengths = [len(tokens) for tokens in texts]
+    scores = []
+    for index, counted in enumerate(counts):
+        length = lengths[index]
+        others = lengths[:index] + lengths[index + 1 :]
+        if length == 0:
+            scores.append(float(0 in others))
+            continue
+        nearest = min(others, key=lambda one: (abs(one - length), one))
+        logs = []
+        for n in range(min(order, length)):
+            clipped = sum(
+                min(count, best if owner != index else second)
+                for gram, count in counted[n].items()
+                for owner, best, second in [highest[n][gram]]
+            )
+            logs.append(np.log(clipped / (length - n)) if clipped else -np.inf)
+        scores.append(float(np.exp(np.mean(logs) + min(0.0, 1 - nearest / length))))
+    return scores
+
+
+def _two_highest(counters: Iterable[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """Returns, for each n-gram, whose count is highest, that count, and the highest count of anybody else."""
+    highest: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for index, counter in enumerate(counters):
+        for gram, count in counter.items():
+            owner, best, second = highest.get(gram, (-1, 0, 0))
+            highest[gram] = (index, count, best) if count > best else (owner, best, max(second, count))
+    return highest
+
+
+def words(text: str) -> list[str]:
+    """Returns the words and punctuation marks of a text."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def _ngrams(tokens: Sequence[str], order: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)]
+
+
+def win_rate(outcomes: ArrayLike, resamples: int = 1000, seed: int = 0) -> Figures:
+    """Share of comparisons won, ties counting half.
+
+    ``low`` and ``high`` are the 95% Wilson interval (too wide where there are ties), ``bootstrap_low`` and
+    ``bootstrap_high`` the 2.5% and 97.5% percentiles of means of resampled comparisons.
+
+    Args:
+        outcomes: 1 won, 1/2 tied, 0 lost ``[N]``.
+
+    Raises:
+        ValueError: no comparisons, or a value outside of [0, 1].
+    """
+    (outcome,) = _columns(outcomes=outcomes)
+    if ((outcome < 0) | (outcome > 1)).any():
+        raise ValueError(f"outcomes must be in [0, 1], found {outcome.min()} to {outcome.max()}")
+    rate = float(outcome.mean())
+    low, high = wilson_interval(rate, len(outcome))
+    bootstrap_low, bootstrap_high = bootstrap_interval(outcome, resamples, seed)
+    return {
+        "win_rate": rate,
+        "low": low,
+        "high": high,
+        "bootstrap_low": bootstrap_low,
+        "bootstrap_high": bootstrap_high,
+        "wins": int((outcome > 0.5).sum()),
+        "ties": int((outcome == 0.5).sum()),
+        "losses": int((outcome < 0.5).sum()),
+    }
+
+
+# ---- statistics --------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(share: float, rows: int) -> tuple[float, float]:
+    """Returns the 95% score interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    Source: Wilson 1927.
+    """
+    middle = share + Z**2 / (2 * rows)
+    half = Z * np.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    scale = 1 + Z**2 / rows
+    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+
+
+def bootstrap_interval(values: ArrayLike, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Returns the 2.5% and 97.5% percentiles of the means of ``resamples`` resamples; the same for the same seed."""
+    (sample,) = _columns(values=values)
+    rng = np.random.default_rng(seed)
+    means = [sample[rng.integers(0, len(sample), len(sample))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def standard_error(values: ArrayLike) -> float:
+    """Returns the standard error of a mean, s / sqrt(N) with N - 1 in s; nan for a single value."""
+    sample = np.asarray(values, dtype=np.float64)
+    return float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else float("nan")
+
+
+def correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Returns Pearson's correlation; nan where either side does not vary."""
+    left, right = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    left, right = left - left.mean(), right - right.mean()
+    scale = np.sqrt((left**2).sum() * (right**2).sum())
+    return float((left * right).sum() / scale) if scale > 0 else float("nan")
+
+
+def _ranks(values: Array) -> Array:
+    """Returns ranks; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[place], dtype=np.float64)
+
+
+def _sigmoid(values: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0, -values)), dtype=np.float64)
+
+
+def _columns(**named: ArrayLike) -> list[Array]:
+    """Returns columns as float64 arrays of one length, checked."""
+    columns = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
+    first = next(iter(columns))
+    for name, column in columns.items():
+        if column.ndim != 1 or len(column) == 0:
+            raise ValueError(f"{name}: expected one number a row and at least one row, found shape {column.shape}")
+        if len(column) != len(columns[first]):
+            raise ValueError(f"{name} has {len(column)} rows, {first} has {len(columns[first])}")
+        if not np.isfinite(column).all():
+            row = int(np.flatnonzero(~np.isfinite(column))[0])
+            raise ValueError(f"{name}: row {row} is {column[row]}")
+    return list(columns.values())
+
+
+def _ragged(name: str, rows: Sequence[ArrayLike]) -> list[Array]:
+    if not len(rows):
+        raise ValueError(f"{name}: expected at least one answer")
+    arrays = [np.asarray(row, dtype=np.float64) for row in rows]
+    for index, row in enumerate(arrays):
+        if row.ndim != 1 or not np.isfinite(row).all():
+            raise ValueError(f"{name}: answer {index} is not a list of finite numbers")
+    return arrays
