@@ -10,7 +10,9 @@ from alignlab import losses
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = ("losses", "data", "configs")
-ROOMS = {room: sorted((ROOT / room).glob("*.py")) for room in ("alignlab", "losses", "data", "launch")}
+ROOMS = {
+    room: sorted((ROOT / room).glob("*.py")) for room in ("alignlab", "alignlab/metrics", "losses", "data", "launch")
+}
 SOURCES = [path for files in ROOMS.values() for path in files]
 
 

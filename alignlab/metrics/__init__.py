@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_METRICS = ("__init__", "formulas")
+_NOT_METRICS = ("__init__", "formulas", "statistics")
 
 
 def names() -> list[str]:

@@ -8,11 +8,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from .statistics import (
+    bootstrap_interval,
+    columns,
+    correlation,
+    ragged,
+    ranks,
+    sigmoid,
+    standard_error,
+    wilson_interval,
+)
+
 Figures = dict[str, Any]  # name -> number; nan where a figure is not defined
-Z = 1.959963984540054  # the 97.5% quantile of the normal distribution: intervals are of 95%
 
 
 def preference_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> Figures:
@@ -27,7 +36,7 @@ def preference_accuracy(chosen: ArrayLike, rejected: ArrayLike) -> Figures:
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
     """
-    one, other = _columns(chosen=chosen, rejected=rejected)
+    one, other = columns(chosen=chosen, rejected=rejected)
     accuracy = float(np.mean(one > other))
     low, high = wilson_interval(accuracy, len(one))
     ties = float(np.mean(one == other))
@@ -49,7 +58,7 @@ def margin_calibration(margins: ArrayLike, bins: int = 10) -> Figures:
     Raises:
         ValueError: no rows, a value that is not finite, or less than one bin.
     """
-    (margin,) = _columns(margins=margins)
+    (margin,) = columns(margins=margins)
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, found {bins}")
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
@@ -68,7 +77,7 @@ def margin_calibration(margins: ArrayLike, bins: int = 10) -> Figures:
         "ece": sum(gap * rows for gap, rows in gaps) / len(margin),
         "mce": max(gap for gap, _ in gaps),
         "overconfidence": float(confidence.mean() - right.mean()),
-        "brier": float(np.mean(_sigmoid(-margin) ** 2)),
+        "brier": float(np.mean(sigmoid(-margin) ** 2)),
         "nll": float(np.mean(np.logaddexp(0, -margin))),
         "reliability": reliability,
     }
@@ -83,7 +92,7 @@ def group_accuracy(chosen: ArrayLike, rejected: ArrayLike, groups: Sequence[Any]
     Raises:
         ValueError: as ``preference_accuracy``.
     """
-    one, other = _columns(chosen=chosen, rejected=rejected)
+    one, other = columns(chosen=chosen, rejected=rejected)
     names = np.array([str(group) for group in groups])
     if len(names) != len(one):
         raise ValueError(f"groups has {len(names)} rows, chosen has {len(one)}")
@@ -121,10 +130,10 @@ def sequence_kl(log_ratios: Sequence[ArrayLike], token_kl: Sequence[ArrayLike] |
     Raises:
         ValueError: no answers, values that are not finite, or token_kl of other lengths.
     """
-    rows = _ragged("log_ratios", log_ratios)
+    rows = ragged("log_ratios", log_ratios)
     sums = {"k1": [r.sum() for r in rows], "k3": [(np.expm1(-r) + r).sum() for r in rows]}
     if token_kl is not None:
-        exact = _ragged("token_kl", token_kl)
+        exact = ragged("token_kl", token_kl)
         if [len(row) for row in exact] != [len(row) for row in rows]:
             raise ValueError("token_kl and log_ratios differ in their numbers of tokens")
         sums["exact"] = [row.sum() for row in exact]
@@ -153,7 +162,7 @@ def likelihood_displacement(
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
     """
-    one, ref_one, other, ref_other = _columns(
+    one, ref_one, other, ref_other = columns(
         chosen=chosen, ref_chosen=ref_chosen, rejected=rejected, ref_rejected=ref_rejected
     )
     up, down = one - ref_one, other - ref_other
@@ -179,13 +188,13 @@ def length_exploitation(lengths: ArrayLike, rewards: ArrayLike, reference_length
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
     """
-    length, reward = _columns(lengths=lengths, rewards=rewards)
+    length, reward = columns(lengths=lengths, rewards=rewards)
     varies = float(length.var()) > 0
     slope = float(np.mean((length - length.mean()) * (reward - reward.mean())) / length.var()) if varies else np.nan
     figures = {
         "length": float(length.mean()),
         "pearson": correlation(length, reward),
-        "spearman": correlation(_ranks(length), _ranks(reward)),
+        "spearman": correlation(ranks(length), ranks(reward)),
         "slope": slope,
     }
     return figures if reference_lengths is None else figures | length_growth(length, reference_lengths)
@@ -197,7 +206,7 @@ def length_growth(lengths: ArrayLike, reference_lengths: ArrayLike) -> Figures:
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
     """
-    length, reference = _columns(lengths=lengths, reference_lengths=reference_lengths)
+    length, reference = columns(lengths=lengths, reference_lengths=reference_lengths)
     growth = float(length.mean() / reference.mean() - 1) if reference.any() else np.nan
     return {
         "reference_length": float(reference.mean()),
@@ -214,7 +223,7 @@ def pair_length_bias(margins: ArrayLike, chosen_lengths: ArrayLike, rejected_len
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
     """
-    margin, one, other = _columns(margins=margins, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    margin, one, other = columns(margins=margins, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     right, longer, shorter = margin > 0, one > other, one < other
     return {
         "chosen_longer": float(longer.mean()),
@@ -325,7 +334,7 @@ def win_rate(outcomes: ArrayLike, resamples: int = 1000, seed: int = 0) -> Figur
     Raises:
         ValueError: no comparisons, or a value outside of [0, 1].
     """
-    (outcome,) = _columns(outcomes=outcomes)
+    (outcome,) = columns(outcomes=outcomes)
     if ((outcome < 0) | (outcome > 1)).any():
         raise ValueError(f"outcomes must be in [0, 1], found {outcome.min()} to {outcome.max()}")
     rate = float(outcome.mean())
@@ -341,76 +350,3 @@ def win_rate(outcomes: ArrayLike, resamples: int = 1000, seed: int = 0) -> Figur
         "ties": int((outcome == 0.5).sum()),
         "losses": int((outcome < 0.5).sum()),
     }
-
-
-# ---- statistics --------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(share: float, rows: int) -> tuple[float, float]:
-    """Returns the 95% score interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    Source: Wilson 1927.
-    """
-    middle = share + Z**2 / (2 * rows)
-    half = Z * np.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
-    scale = 1 + Z**2 / rows
-    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
-
-
-def bootstrap_interval(values: ArrayLike, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Returns the 2.5% and 97.5% percentiles of the means of ``resamples`` resamples; the same for the same seed."""
-    (sample,) = _columns(values=values)
-    rng = np.random.default_rng(seed)
-    means = [sample[rng.integers(0, len(sample), len(sample))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def standard_error(values: ArrayLike) -> float:
-    """Returns the standard error of a mean, s / sqrt(N) with N - 1 in s; nan for a single value."""
-    sample = np.asarray(values, dtype=np.float64)
-    return float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else float("nan")
-
-
-def correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Returns Pearson's correlation; nan where either side does not vary."""
-    left, right = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    left, right = left - left.mean(), right - right.mean()
-    scale = np.sqrt((left**2).sum() * (right**2).sum())
-    return float((left * right).sum() / scale) if scale > 0 else float("nan")
-
-
-def _ranks(values: Array) -> Array:
-    """Returns ranks; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[place], dtype=np.float64)
-
-
-def _sigmoid(values: Array) -> Array:
-    return np.asarray(np.exp(-np.logaddexp(0, -values)), dtype=np.float64)
-
-
-def _columns(**named: ArrayLike) -> list[Array]:
-    """Returns columns as float64 arrays of one length, checked."""
-    columns = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
-    first = next(iter(columns))
-    for name, column in columns.items():
-        if column.ndim != 1 or len(column) == 0:
-            raise ValueError(f"{name}: expected one number a row and at least one row, found shape {column.shape}")
-        if len(column) != len(columns[first]):
-            raise ValueError(f"{name} has {len(column)} rows, {first} has {len(columns[first])}")
-        if not np.isfinite(column).all():
-            row = int(np.flatnonzero(~np.isfinite(column))[0])
-            raise ValueError(f"{name}: row {row} is {column[row]}")
-    return list(columns.values())
-
-
-def _ragged(name: str, rows: Sequence[ArrayLike]) -> list[Array]:
-    if not len(rows):
-        raise ValueError(f"{name}: expected at least one answer")
-    arrays = [np.asarray(row, dtype=np.float64) for row in rows]
-    for index, row in enumerate(arrays):
-        if row.ndim != 1 or not np.isfinite(row).all():
-            raise ValueError(f"{name}: answer {index} is not a list of finite numbers")
-    return arrays

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignlab import metrics
-from alignlab.metrics import formulas
+from alignlab.metrics import formulas, statistics
 
 NAMES = [
     "diversity",
@@ -28,7 +28,7 @@ NAMES = [
 def test_preference_accuracy():
     """3 of 4 above, one tie that is no success; Wilson at p = 1/2, n = 4 is 1/2 -+ z/2 sqrt(1/(4 + z^2))."""
     found = formulas.preference_accuracy([1, 2, 3, 0], [0, 1, 3, 1])
-    half = formulas.Z / 2 * math.sqrt(1 / (4 + formulas.Z**2))
+    half = statistics.Z / 2 * math.sqrt(1 / (4 + statistics.Z**2))
     assert found == {
         "accuracy": 0.5,
         "low": pytest.approx(0.5 - half),
@@ -40,8 +40,8 @@ def test_preference_accuracy():
 
 def test_wilson_interval_of_a_textbook():
     """8 of 10: (0.4902, 0.9433); 0 of 10: (0, 0.2775)."""
-    assert formulas.wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert formulas.wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert statistics.wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert statistics.wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_margin_calibration():
@@ -191,17 +191,17 @@ def test_win_rate():
     found = formulas.win_rate([1, 1, 0.5, 0])
     assert found["win_rate"] == 0.625
     assert (found["wins"], found["ties"], found["losses"]) == (2, 1, 1)
-    assert (found["low"], found["high"]) == formulas.wilson_interval(0.625, 4)
+    assert (found["low"], found["high"]) == statistics.wilson_interval(0.625, 4)
     assert formulas.win_rate([1] * 5)["bootstrap_low"] == 1
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one():
     """1,000 coin tosses: half width near 1.96 * 0.5 / sqrt(1000) = 0.031, around the mean; the seed decides."""
     values = np.arange(1000) % 2
-    low, high = formulas.bootstrap_interval(values, 2000, seed=1)
+    low, high = statistics.bootstrap_interval(values, 2000, seed=1)
     assert (high - low) / 2 == pytest.approx(0.031, abs=0.002)
     assert (low + high) / 2 == pytest.approx(0.5, abs=0.002)
-    assert formulas.bootstrap_interval(values, 2000, seed=1) == (low, high)
+    assert statistics.bootstrap_interval(values, 2000, seed=1) == (low, high)
 
 
 @pytest.mark.parametrize(
