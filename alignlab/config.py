@@ -55,6 +55,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "exactly, found by running it, else padded."
         },
     )
+    length_window: int = field(
+        default=0,
+        metadata={
+            "help": "Sort rows by length within windows of that many optimiser steps, which changes which rows meet "
+            "in a step; 0: never. Packed rows need none of it, padded ones save padding."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
     reference: Reference = field(
         default="auto",

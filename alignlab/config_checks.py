@@ -43,7 +43,7 @@ _MOVED = {  # keys that people know from elsewhere -> what to write here
     "warmup_ratio": "write `warmup_steps: 0.1`; a value below 1 is a share of all steps",
     "evaluation_strategy": "write `eval_strategy: ...`",
     "no_cuda": "write `use_cpu: true`",
-    "group_by_length": "write `train_sampling_strategy: random` or `sequential`; packing needs no grouping by length",
+    "group_by_length": "packed rows need no grouping by length; for padded ones write `length_window: 8` (steps)",
     "parallelism_config": "it is a Python object: use PreferenceTrainer from Python",
     "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
 }
@@ -86,7 +86,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     if values.get("bf16") and values.get("fp16"):
         raise ValueError("bf16 and fp16 are both true: choose one")
     least_values = {"max_length": 2, "precompute_ref_batch_size": 1, "per_device_train_batch_size": 1}
-    for name, least in (least_values | {"ref_model_sync_steps": 1}).items():
+    for name, least in (least_values | {"ref_model_sync_steps": 1, "length_window": 0}).items():
         value = values.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")

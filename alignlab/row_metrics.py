@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +66,11 @@ def margin_metrics(margins: Tensor, group: Tensor | None, groups: tuple[str, ...
             metrics[f"group/{name}/accuracy"] = _sum_count(margins > 0, group == index)
             metrics[f"group/{name}/margin"] = _sum_count(margins, group == index)
     return metrics
+
+
+def padding(layout: Mapping[str, Any]) -> Metrics:
+    """Returns the share of a layout's positions that carry no token."""
+    return {"padding": _sum_count((layout["shares"] == 0).flatten())}
 
 
 class MetricSums:

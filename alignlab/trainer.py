@@ -20,7 +20,7 @@ from . import losses, models
 from .batch import REFERENCE, any_logps
 from .checkpoint import load_loss, save_loss
 from .config import ModelOptions, PreferenceConfig
-from .data.collate import PreferenceCollator, Rows
+from .data.collate import PreferenceCollator, Rows, row_tokens
 from .data.sampler import StepSampler
 from .engine import check_engine
 from .frozen_models import evaluating
@@ -30,7 +30,7 @@ from .packing_probe import choose_layout
 from .reference import frozen_scorers
 from .reference_sync import ReferenceSync, check_sync
 from .router import router_of
-from .row_metrics import Halves, MetricSums, halves, joined_margins, means, row_metrics
+from .row_metrics import Halves, MetricSums, halves, joined_margins, means, padding, row_metrics
 from .scoring_pass import fill_caches
 from .step import PreferenceStep
 from .training_data import DataSource, TrainingData
@@ -148,10 +148,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         pad = models.pad_token_id(self.processing_class)
         fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
 
+    @property
+    def _scored_fields(self) -> tuple[str, ...]:
+        """The completions of a row that the policy scores with gradient."""
+        return tuple(field for field in self.data.fields if field != "mismatched")
+
     def _dataloader(self, dataset: Any, sampler: StepSampler) -> DataLoader[Any]:
         args, needs = self.args, self.loss.needs
         collator = PreferenceCollator(
-            tuple(field for field in self.data.fields if field != "mismatched"),
+            self._scored_fields,
             models.pad_token_id(self.processing_class),
             mismatched=needs.mismatched,
             score_prompt=needs.prompt_logps,
@@ -183,19 +188,26 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             world=args.world_size,
             rank=args.process_index,
             seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
+            tokens=row_tokens(self.train_dataset, self._scored_fields),
+            length_window=args.length_window,
         )
         return self._dataloader(self.train_dataset, sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> DataLoader[Any]:
-        """Returns this rank's part of an evaluation set, in order."""
+        """Returns this rank's part of an evaluation set; rows that will be padded are sorted by length."""
         args = self.args
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
         batch = args.per_device_eval_batch_size
-        sampler = StepSampler(len(dataset), batch, world=args.world_size, rank=args.process_index, shuffle=False)
+        by_length: dict[str, Any] = {}
+        if self.layout == "padded" and self.loss.needs.coupled != "micro_batch":
+            by_length = {"tokens": row_tokens(dataset, self._scored_fields), "length_window": len(dataset)}
+        ranks = {"world": args.world_size, "rank": args.process_index}
+        sampler = StepSampler(len(dataset), batch, shuffle=False, **ranks, **by_length)
         return self._dataloader(dataset, sampler)
 
     # ---- training --------------------------------------------------------------------------------------------------
@@ -235,7 +247,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._check_reference(batch, rows)
         if output is not None:
             check_finite(output.loss, rows, self.train_dataset)
-            self._sums.add(row_metrics(output, batch, self.data.groups))
+            self._sums.add(row_metrics(output, batch, self.data.groups) | padding(inputs["completions"]))
         return (part, output) if return_outputs else part
 
     def training_step(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as compute
 import torch
 
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
@@ -43,6 +44,14 @@ def sequence(row: Mapping[str, Any], field: str) -> ScoredSequence:
         np.asarray(row[f"{field}_ids"], dtype=np.int64),
         np.asarray(row[f"{field}_mask"], dtype=bool),
     )
+
+
+def row_tokens(dataset: Any, fields: Sequence[str]) -> np.ndarray[Any, Any]:
+    """Returns how many tokens each row puts through the model, ``[N]`` int64: its prompt once and its completions."""
+    names = ["prompt_ids", *(f"{field}_ids" for field in fields)]
+    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+    parts = [sum(compute.list_value_length(table[name]).to_numpy() for name in names) for table in tables]
+    return np.concatenate(parts).astype(np.int64)
 
 
 def sequence_key(s: ScoredSequence) -> bytes:

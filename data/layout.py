@@ -11,6 +11,7 @@ import torch
 
 PROMPT = "prompt"
 Mode = Literal["padded", "rows", "flat"]
+MOST_PADDING = 0.05  # share of the positions of packed rows that may be padding
 Layout = dict[str, Any]
 Ids = np.ndarray
 
@@ -109,22 +110,26 @@ def _lay_out(trees: list[Tree], shape: tuple[int, int], pad_id: int, mode: Mode,
     elif mode == "flat":
         rows = [trees]
     else:
-        rows = first_fit(trees, max(row_length, *map(len, trees)))
+        rows = balanced_rows(trees, row_length)
     return _Canvas(rows, shape, pad_id).layout(packed=mode != "padded")
 
 
-def first_fit(trees: Sequence[Tree], room: int) -> list[list[Tree]]:
-    """Puts trees into rows of at most ``room`` tokens, the longest first, each into the first row that has room."""
-    rows: list[list[Tree]] = []
-    left: list[int] = []
-    for tree in sorted(trees, key=len, reverse=True):
-        row = next((index for index, free in enumerate(left) if free >= len(tree)), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            left.append(room)
-        rows[row].append(tree)
-        left[row] -= len(tree)
+def balanced_rows(trees: Sequence[Tree], row_length: int) -> list[list[Tree]]:
+    """Puts trees into rows of about equal length: as many as hold ``row_length`` tokens each, if they pad little.
+
+    The longest tree left goes into the emptiest row. Where more than ``MOST_PADDING`` of the positions would be
+    padding, one row fewer is tried; a single row has none.
+    """
+    total = sum(map(len, trees))
+    for count in range(-(-total // row_length), 0, -1):
+        rows: list[list[Tree]] = [[] for _ in range(count)]
+        lengths = [0] * count
+        for tree in sorted(trees, key=len, reverse=True):
+            emptiest = lengths.index(min(lengths))
+            rows[emptiest].append(tree)
+            lengths[emptiest] += len(tree)
+        if total >= (1 - MOST_PADDING) * count * max(lengths):
+            break
     return rows
 
 

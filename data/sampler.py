@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -20,6 +21,12 @@ class StepSampler(Sampler[list[int]]):
     seed and epoch alone: not on the number of ranks, nor on how the step is cut into micro-batches. A last, smaller
     step is dealt out evenly; a rank left without a row gets a filler (a row encoded by ``filler``), so that every
     rank runs the same number of micro-batches and no row is trained on twice.
+
+    Args:
+        tokens: tokens of each row. With them a step is dealt so that its micro-batches, on all ranks, carry about
+            equally many; without them in the order of the permutation.
+        length_window: rows are sorted by tokens within windows of this many steps, and the steps of a window are
+            taken in random order. This changes which rows meet in a step; 0 leaves the permutation as it is.
     """
 
     def __init__(
@@ -33,6 +40,8 @@ class StepSampler(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        tokens: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        length_window: int = 0,
     ) -> None:
         if rows < 1:
             raise ValueError("there is no row to train or evaluate on")
@@ -44,6 +53,10 @@ class StepSampler(Sampler[list[int]]):
             raise ValueError(
                 f"dataloader_drop_last: {rows} rows are fewer than the {self.step_rows} of one optimiser step"
             )
+        self.tokens = None if tokens is None else np.asarray(tokens, dtype=np.int64)
+        assert self.tokens is None or len(self.tokens) == rows
+        assert not length_window or self.tokens is not None, "rows are sorted by their tokens"
+        self.length_window = length_window
         self.epoch = 0
 
     @property
@@ -62,14 +75,49 @@ class StepSampler(Sampler[list[int]]):
         full, rest = divmod(self.rows, self.step_rows)
         return full * self.accumulation + (0 if self.drop_last else self._micro_batches(rest))
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def steps(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Yields the rows of each optimiser step of this epoch, over all ranks; the last step may be smaller."""
         order = np.arange(self.rows)
+        chance = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
-        for start in range(0, self.rows, self.step_rows):
-            step = order[start : start + self.step_rows]
-            if self.drop_last and len(step) < self.step_rows:
-                return
-            shares = np.array_split(step, self._micro_batches(len(step)) * self.world)
+            order = chance.permutation(self.rows)
+        full = self.rows - self.rows % self.step_rows
+        for window in _windows(full // self.step_rows, self.length_window or 1):
+            rows = order[window.start * self.step_rows : window.stop * self.step_rows]
+            steps = rows.reshape(-1, self.step_rows)
+            if self.length_window and self.tokens is not None:
+                steps = rows[np.argsort(self.tokens[rows], kind="stable")].reshape(-1, self.step_rows)
+                steps = steps[chance.permutation(len(steps))]
+            yield from steps
+        if full < self.rows and not self.drop_last:
+            yield order[full:]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            shares = deal(step, self._micro_batches(len(step)) * self.world, self.tokens)
             for share in shares[self.rank :: self.world]:
-                yield share.tolist() if len(share) else [filler(int(step[0]))]
+                yield share or [filler(int(step[0]))]
+
+
+def _windows(steps: int, size: int) -> Iterator[range]:
+    for start in range(0, steps, size):
+        yield range(start, min(start + size, steps))
+
+
+def deal(step: np.ndarray[Any, Any], shares: int, tokens: np.ndarray[Any, Any] | None = None) -> list[list[int]]:
+    """Deals the rows of a step into shares whose numbers of rows differ by at most one.
+
+    With ``tokens`` (of every row of the set) the longest row left goes to the share with the fewest tokens that has
+    room, so that shares carry about equally many.
+    """
+    even = [part.tolist() for part in np.array_split(step, shares)]
+    if tokens is None or shares == 1:
+        return even
+    room = [len(part) for part in even]
+    dealt: list[list[int]] = [[] for _ in even]
+    carried = [0] * shares
+    for row in step[np.argsort(-tokens[step], kind="stable")].tolist():
+        least = min((share for share in range(shares) if len(dealt[share]) < room[share]), key=carried.__getitem__)
+        dealt[least].append(row)
+        carried[least] += int(tokens[row])
+    return dealt

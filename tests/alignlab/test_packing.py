@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from alignlab import scoring
 from alignlab.config import PreferenceConfig
-from alignlab.data.layout import ScoredSequence, first_fit, layout_fields, layout_sequences
+from alignlab.data.layout import MOST_PADDING, ScoredSequence, balanced_rows, layout_fields, layout_sequences
 from alignlab.packing import FLAT, tree_mask
 from alignlab.packing_probe import choose_layout, probe
 from alignlab.trainer import PreferenceTrainer
@@ -164,14 +164,23 @@ def test_any_ragged_layout_scores_the_same(lengths: list[tuple[int, int, int]], 
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_first_fit_places_each_tree_once(sizes: list[int]) -> None:
+def test_rows_hold_each_tree_once_and_pad_little(sizes: list[int]) -> None:
     class Sized(list[int]):
         pass
 
     trees: Any = [Sized([0] * size) for size in sizes]
-    rows = first_fit(trees, 30)
+    rows = balanced_rows(trees, 30)
     assert sorted(len(tree) for row in rows for tree in row) == sorted(sizes)
-    assert all(sum(map(len, row)) <= 30 for row in rows)
+    assert all(rows)
+    width = max(sum(map(len, row)) for row in rows)
+    assert sum(sizes) >= (1 - MOST_PADDING) * width * len(rows)
+
+
+def test_rows_are_as_short_as_padding_allows() -> None:
+    """10 + 10, 10 + 10 need no padding in two rows of 20; 19 + 10 + 10 would leave 1 of 40, 9 + 10 + 10 11 of 40."""
+    for lengths, expected in (([10] * 4, [2, 2]), ([19, 10, 10], [1, 2]), ([9, 10, 10], [3])):
+        trees: Any = [[0] * length for length in lengths]
+        assert [len(row) for row in balanced_rows(trees, 20)] == expected
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo", "tdpo", "group_robust", "sft"])

@@ -234,3 +234,17 @@ def test_a_new_adapter_starts_as_the_seed_says(tokenizer: Any, tmp_path: Path) -
     torch.manual_seed(99)
     assert torch.equal(start(3), first)
     assert not torch.equal(start(4), first)
+
+
+def test_rows_in_the_order_of_the_data_and_their_padding_in_the_log(tokenizer: Any, tmp_path: Path) -> None:
+    """Sequential order; padded rows of 2 * 4 sequences pad 1 - tokens / (8 * longest), packed ones nothing."""
+    options = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential", "max_steps": 1}
+    found = {}
+    for layout in ("padded", "packed"):
+        run = trainer(tokenizer, tmp_path, SEVEN["dpo"], make_rows(8), layout=layout, **options)
+        assert [batch["row"].tolist() for batch in run.get_train_dataloader()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        found[layout] = trajectory(run, "padding")
+        first = run.data.train.select(range(4))
+        lengths = [len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in first for side in ("chosen", "rejected")]
+    assert found["padded"] == pytest.approx([1 - sum(lengths) / (8 * max(lengths))])
+    assert found["packed"] == [0.0]
