@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["train"]:  # its options are the keys of the config, not argparse's
             return _leave(_train(words[1:]))
+        if words[:1] == ["score"]:
+            return _leave(_score(words[1:]))
         if words[:1] == ["demo"]:
             return _demo(words[1:])
         arguments = _parser().parse_args(words or ["--help"])
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = "train as a config says: alignlab train CONFIG.yaml [--loss.beta 0.2 --learning_rate 1e-6 ...]"
     commands.add_parser("train", help=train, add_help=False)
+    score = "fill the score cache for such a run, and stop: alignlab score CONFIG.yaml [--KEY VALUE ...]"
+    commands.add_parser("score", help=score, add_help=False)
 
     losses = _command(commands, "losses", _losses, "list the losses, describe one, or check your own")
     losses.add_argument("words", nargs="*", metavar="[NAME | check FILE.py:Name]", help="a loss; or a loss of your own")
@@ -123,25 +127,44 @@ def _print(*objects: Any) -> None:
 
 
 def _train(words: Sequence[str]) -> int:
-    from .config_parser import split_command_line
-
     if not words or {"-h", "--help"} & set(words):
         return _train_help()
-    config, options = split_command_line(words)
-    if config is None:
-        raise ValueError("which config? alignlab train CONFIG.yaml [--KEY VALUE ...]")
+    config = _config("train", words)
     from . import run
-    from .config import load_config
     from .early_stop import STOPPED_EARLY, StoppedEarly
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("alignlab").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
-        run.train(load_config(config, [f"--{key}={text}" for key, text in options]))
+        run.train(config)
     except StoppedEarly as stopped:
         print(f"alignlab: {stopped}", file=sys.stderr)
         return STOPPED_EARLY
     return 0
+
+
+def _score(words: Sequence[str]) -> int:
+    if not words or {"-h", "--help"} & set(words):
+        print("usage: alignlab score CONFIG.yaml [--KEY VALUE ...]\n\nThe config and its keys are those of a training.")
+        return 0
+    config = _config("score", words)
+    from . import run
+
+    for name, count in run.score(config).items():
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: " + (f"{count} completions scored here" if count else "every completion is scored"))
+    return 0
+
+
+def _config(command: str, words: Sequence[str]) -> Any:
+    """Returns the config that the words name, overridden as they say, and turns on the log of the run."""
+    from .config import load_config
+    from .config_parser import split_command_line
+
+    config, options = split_command_line(words)
+    if config is None:
+        raise ValueError(f"which config? alignlab {command} CONFIG.yaml [--KEY VALUE ...]")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("alignlab").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    return load_config(config, [f"--{key}={text}" for key, text in options])
 
 
 def _train_help() -> int:

@@ -39,10 +39,7 @@ def train(config: RunConfig) -> Path:
     """
     args = config.training_args()
     checkpoint = _checkpoint(args)
-    if args.deepspeed is not None and args.use_cpu and zero_stage(args.deepspeed) == 3:
-        import deepspeed
-
-        deepspeed.init_distributed("gloo")  # before from_pretrained shards the weights; not implied on CPU
+    _shard_as_in_training(args)
     trainer = _trainer(config, args)
     folder = Path(args.output_dir)
     if trainer.is_world_process_zero():
@@ -64,6 +61,33 @@ def train(config: RunConfig) -> Path:
         if config.model.merge_adapter:
             models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
     return folder
+
+
+def score(config: RunConfig) -> dict[str, int]:
+    """Fills the score cache with what the run's frozen models say of its data, and stops before training.
+
+    Returns:
+        Completions that were scored now, on this rank, by the name of the model; 0 where all were cached.
+
+    Raises:
+        ValueError: the run caches no scores.
+    """
+    args = config.training_args()
+    _shard_as_in_training(args)
+    frozen = _trainer(config, args).frozen
+    cached = {name: one.forwards for name, one in frozen.items() if one.cached}
+    if not cached:
+        found = f"reference: {args.reference}, loss.name: {config.loss['name']}"
+        raise ValueError(f"nothing to score: this run keeps no scores in the cache ({found}; allowed: cached)")
+    return cached
+
+
+def _shard_as_in_training(args: PreferenceConfig) -> None:
+    """Starts the process group that ZeRO-3 shards weights over as they are loaded; it is not implied on CPU."""
+    if args.deepspeed is not None and args.use_cpu and zero_stage(args.deepspeed) == 3:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")
 
 
 def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:

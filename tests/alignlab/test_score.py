@@ -1,0 +1,47 @@
+"""``alignlab score`` fills the cache that the same run then reads; a run without a cached reference is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from making import make_rows
+
+from alignlab.cli import main
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_path: Path) -> str:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(6)))
+    (tmp_path / "run.yaml").write_text(f"""
+loss: {{name: dpo}}
+model: {{name_or_path: {model_path}}}
+data: {{train: {tmp_path}/rows.jsonl}}
+output_dir: {tmp_path}/out
+score_cache_dir: {tmp_path}/scores
+max_steps: 1
+save_strategy: "no"
+disable_tqdm: true
+""")
+    return str(tmp_path / "run.yaml")
+
+
+def test_a_training_finds_what_scoring_left(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six pairs are twelve completions; the second pass and the training score none."""
+    assert main(["score", config]) == 0
+    assert "reference: 12 completions scored here" in capsys.readouterr().out
+    shards = sorted((tmp_path / "scores").rglob("*.safetensors"))
+    assert len(shards) == 1
+    assert main(["score", config]) == 0
+    assert "reference: every completion is scored" in capsys.readouterr().out
+    assert main(["train", config]) == 0
+    assert sorted((tmp_path / "scores").rglob("*.safetensors")) == shards
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
+
+
+def test_scoring_without_a_cached_reference_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", config, "--reference", "live"]) == 2
+    assert "nothing to score: this run keeps no scores in the cache (reference: live" in capsys.readouterr().err
+    assert main(["score", config, "--loss.name", "simpo"]) == 2
+    assert "loss.name: simpo" in capsys.readouterr().err
