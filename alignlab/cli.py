@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _leave(_score(words[1:]))
         if words[:1] == ["demo"]:
             return _demo(words[1:])
+        if words[:1] == ["eval"]:
+            return _eval(words[1:])
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -106,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry_run", action="store_true", help="delete nothing, say what would be deleted")
     for one in (info, verify, prune):
         one.add_argument("--dir", type=Path, help="the cache; by default where runs keep it")
+
+    measure = "measure a model on held-out pairs and on sampled answers: alignlab eval MODEL --data FILE"
+    commands.add_parser("eval", help=measure, add_help=False)
 
     demo = "a small model learns a preference, from nothing, in minutes"
     commands.add_parser("demo", help=demo, add_help=False)  # its options are its own, as those of train are
@@ -257,3 +262,9 @@ def _demo(words: Sequence[str]) -> int:
 
     demo.main(words)
     return 0
+
+
+def _eval(words: Sequence[str]) -> int:
+    from . import eval_command
+
+    return _leave(eval_command.main(words))
