@@ -111,6 +111,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     coupled_totals: Literal["exact", "previous_step"] = field(
         default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
     )
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "Load a checkpoint although its manifest is missing or does not match; ZeRO's run code."},
+    )
 
     def __post_init__(self) -> None:
         check_training_options(vars(self), _hints())

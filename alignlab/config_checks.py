@@ -56,6 +56,8 @@ _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that
     "average_tokens_across_devices": ((True,), "the objective is the mean over the rows of all ranks, not over tokens"),
     "auto_find_batch_size": ((False,), "a changed batch size changes the optimiser step; set it yourself"),
     "remove_unused_columns": ((False,), "it would drop the columns that the loss draws on"),
+    "enable_jit_checkpoint": ((False,), "SIGTERM and SIGUSR1 save a checkpoint here anyway, and both would save"),
+    "save_on_each_node": ((False,), "all ranks write one checkpoint, into one folder that they share"),
     "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
     "label_names": (([], None), "batches of preferences have no labels"),
 }

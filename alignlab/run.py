@@ -13,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from . import losses, models
+from .checkpoint_folders import holds_checkpoints
 from .config import PreferenceConfig, RunConfig
 from .early_stop import StopOnSignal, StoppedEarly
 from .engine import describe_engine, zero_stage
+from .ranks import from_main
+from .run_lock import only_run_in
 from .trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,14 @@ def train(config: RunConfig) -> Path:
 
     Raises:
         StoppedEarly: a signal ended the run before its last step; its checkpoint is saved.
+        ValueError: another run is writing to the folder.
     """
     args = config.training_args()
+    with only_run_in(Path(args.output_dir)):
+        return _train(config, args)
+
+
+def _train(config: RunConfig, args: PreferenceConfig) -> Path:
     checkpoint = _checkpoint(args)
     _shard_as_in_training(args)
     trainer = _trainer(config, args)
@@ -105,18 +112,18 @@ def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:
 
 
 def _checkpoint(args: PreferenceConfig) -> str | None:
-    """Returns the checkpoint to resume from.
+    """Returns what to resume from, which the trainer checks: a path, or "auto".
 
     Raises:
         ValueError: if the run folder holds checkpoints of an earlier run, and nothing is said of resuming.
     """
     asked = args.resume_from_checkpoint
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    last = from_main(lambda: holds_checkpoints(Path(args.output_dir)))
     if asked in ("auto", "true", "True", True):
-        return last
+        return "auto"
     if asked is None and last is not None:
         raise ValueError(
-            f"output_dir: {args.output_dir} holds {Path(last).name} of an earlier run; set resume_from_checkpoint: "
+            f"output_dir: {args.output_dir} holds {last.name} of an earlier run; set resume_from_checkpoint: "
             "auto to continue it, or another output_dir"
         )
     return str(asked) if asked else None

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -29,6 +29,7 @@ from .losses import Labelled, Loss
 from .packing_probe import choose_layout
 from .reference import frozen_scorers
 from .reference_sync import ReferenceSync, check_sync
+from .resumable import ResumableTrainer
 from .router import router_of
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, padding, row_metrics
 from .scoring_pass import fill_caches
@@ -38,7 +39,7 @@ from .training_data import DataSource, TrainingData
 LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
 
-class PreferenceTrainer(Trainer):  # type: ignore[misc]
+class PreferenceTrainer(ResumableTrainer):
     """Trains a causal language model on preferences with any loss.
 
     The objective of an optimiser step is ``sum_i w_i * loss_i / rows`` over all its rows, on all ranks and
@@ -61,7 +62,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         ValueError: for data, options or combinations that cannot be trained on, before anything is trained.
     """
 
-    args: PreferenceConfig
     loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimiser step
 
     def __init__(
@@ -218,7 +218,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         for one in self.frozen.values():
             one.model.policy_is_trained()
         if resume_from_checkpoint is not None:
-            load_loss(self.loss, Path(resume_from_checkpoint))
+            load_loss(self.loss, Path(resume_from_checkpoint), self.data.facts.groups)
             if self._sync is not None:
                 self._sync.load(Path(resume_from_checkpoint))
         self._guard_pending = resume_from_checkpoint is None and REFERENCE in self.frozen
@@ -291,7 +291,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_loss(self.loss, Path(output_dir))
+            save_loss(self.loss, Path(output_dir), self.data.facts.groups)
             if self._sync is not None:
                 self._sync.save(Path(output_dir))
 

@@ -1,0 +1,108 @@
+"""The part of the trainer that saves and resumes: checkpoints whole or not at all, one run a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from .checkpoint_folders import check, newest_good, rotate, written_aside
+from .config import PreferenceConfig
+from .engine import zero_stage
+from .ranks import gathered
+from .run_lock import only_run_in
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A ``transformers.Trainer`` with checkpoints that are complete, checked, or not there."""
+
+    args: PreferenceConfig
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains, alone in its output folder.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; or "auto": the newest in the output folder whose files are what was
+                written, or a fresh start where there is none; or True: the same, but there must be one.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or another run is writing to the folder.
+        """
+        folder = Path(self._get_output_dir(trial))
+        with only_run_in(folder):
+            checkpoint = self._checked(resume_from_checkpoint, folder)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _checked(self, asked: str | bool | None, folder: Path) -> str | None:
+        """Returns the checkpoint to resume from, every file of it checked."""
+        if not asked:
+            return None
+        trust = self.args.trust_checkpoint
+        if asked is True or asked == "auto":
+            found = newest_good(folder, trust)
+            if found is None and asked is True:
+                raise ValueError(f"resume_from_checkpoint: {folder} holds no checkpoint that can be resumed")
+            return None if found is None else str(found)
+        check(Path(asked), trust)
+        return asked
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes what the stock method writes, aside; all ranks take part."""
+        run_folder, step = Path(self._get_output_dir(trial)), self.state.global_step
+        self._refuse_broken_weights()
+        if trial is None:
+            self.store_flos()
+        final = run_folder / f"checkpoint-{step}"
+        complete = not self.args.save_only_model
+        with written_aside(final, zero_stage(self.args.deepspeed), complete) as aside:
+            self.save_model(str(aside), _internal_call=True)
+            if complete:
+                self._save_optimizer_and_scheduler(str(aside))
+                self._save_scaler(str(aside))
+                self._save_rng_state(str(aside))
+            if self.state.best_global_step:
+                best = run_folder / f"checkpoint-{self.state.best_global_step}"
+                if best == final or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.stateful_callbacks = self._callback_states()
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            best_name = Path(self.state.best_model_checkpoint or final).name
+            rotate(run_folder, self.args.save_total_limit, {final.name, best_name})
+
+    def _callback_states(self) -> dict[str, Any]:
+        """Returns what callbacks want to be saved, by class; a list where a class has several."""
+        states: dict[str, list[Any]] = {}
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                states.setdefault(type(one).__name__, []).append(one.state())
+        return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
+
+    def _refuse_broken_weights(self) -> None:
+        """Raises FloatingPointError, on all ranks, if a trained weight is not a number."""
+        broken = [name for found in gathered(list(self._broken_weights())) for name in found]
+        if broken:
+            raise FloatingPointError(
+                f"after step {self.state.global_step} {len(broken)} trained weights are not finite, first {broken[0]}; "
+                "no checkpoint is made of them, and those that are there are kept"
+            )
+
+    def _broken_weights(self) -> Iterator[str]:
+        for name, weight in self.model.named_parameters():
+            mine = getattr(weight, "ds_tensor", weight)  # under ZeRO-3 this rank's part
+            if weight.requires_grad and mine.is_floating_point() and not bool(torch.isfinite(mine.detach()).all()):
+                yield name
