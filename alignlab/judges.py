@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from importlib import util
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from .config_parser import unknown_key
+from pydantic import TypeAdapter, ValidationError
+
+from .config_parser import readable_type, unknown_key
 
 Prompt = str | list[dict[str, Any]]  # as the data has it: text, or messages
 
@@ -239,6 +241,13 @@ def _made(kind: type[Any], name: str, options: dict[str, Any]) -> Judge:
     missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
     if missing:
         raise ValueError(f"judge.{missing[0]}: required for {name}, and not given")
+    hints = get_type_hints(kind.__init__)
+    for key, value in options.items():
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            expected = readable_type(hints[key])
+            raise ValueError(f"judge.{key}: expected {expected}, found {value!r}") from error
     judge: Judge = kind(name, **options)
     return judge
 
