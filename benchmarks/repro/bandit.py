@@ -211,13 +211,8 @@ def draw_figure(runs: results.Runs, folder: Path) -> None:
             axes, ("DPO", "IPO", ""), ("worst_loss", "worst_loss", "worst_reward_error"), strict=True
         ):
             for method in METHODS:
-                if not method.endswith(base):
-                    continue
-                rows = runs.pick(setting=setting, method=method)
-                steps = sorted({row["step"] for row in rows})
-                means = [results.interval([row[column] for row in rows if row["step"] == step]) for step in steps]
-                [line] = axis.plot(steps, [mean for mean, _, _ in means], label=method)
-                axis.fill_between(steps, *zip(*[m[1:] for m in means], strict=True), color=line.get_color(), alpha=0.15)
+                if method.endswith(base):
+                    results.band(axis, runs.pick(setting=setting, method=method), "step", column, method)
             axis.set(xlabel="step", title=f"worst-group {'reward error' if not base else f'{base} loss, held out'}")
             axis.legend(fontsize=7)
         figure.suptitle(f"{setting}: mean and 95% interval over seeds", fontsize=9)

@@ -153,6 +153,7 @@ class Claims:
         """Adds a claim of the form "this is above 0" with its value for each seed."""
         mean, low, high = interval(values)
         verdict = "holds" if low > 0 else "the opposite holds" if high < 0 else "undecided"
+        verdict = verdict if len(values) > 1 else "one seed"
         self.rows.append(
             {"claim": claim, "mean": mean, "low": low, "high": high, "seeds": len(values), "verdict": verdict}
         )
@@ -179,6 +180,14 @@ def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Any, li
 
     figure, axes = pyplot.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
     return figure, list(axes[0])
+
+
+def band(axis: Any, rows: Sequence[Row], x: str, y: str, label: str) -> None:
+    """Draws the mean of a column over another one, with its 95% interval over the seeds."""
+    places = sorted({row[x] for row in rows})
+    means = [interval([row[y] for row in rows if row[x] == place]) for place in places]
+    [line] = axis.plot(places, [mean for mean, _, _ in means], marker="." if len(places) < 12 else None, label=label)
+    axis.fill_between(places, *zip(*[ends[1:] for ends in means], strict=True), color=line.get_color(), alpha=0.15)
 
 
 def save(figure: Any, path: Path) -> None:
