@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     measure = "measure a model on held-out pairs and on sampled answers: alignlab eval MODEL --data FILE"
     commands.add_parser("eval", help=measure, add_help=False)
 
+    report = _command(commands, "report", _report, "curves, samples and warnings of runs, as one HTML file")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
+    report.add_argument("--output", metavar="FILE.html", help="by default report.html in the run, or in this folder")
+    report.add_argument("--plots", action="store_true", help="also the charts as PNG, in plots/ beside the file")
+
     demo = "a small model learns a preference, from nothing, in minutes"
     commands.add_parser("demo", help=demo, add_help=False)  # its options are its own, as those of train are
     return parser
@@ -268,3 +273,21 @@ def _eval(words: Sequence[str]) -> int:
     from . import eval_command
 
     return _leave(eval_command.main(words))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report import compare_runs, write_report
+    from .run_folder import find_runs
+
+    folders = []
+    for name in arguments.runs:
+        found = find_runs(Path(name))
+        if not found:
+            raise ValueError(f"{name}: no run; a run folder holds trainer_state.json, a folder of runs several of them")
+        folders += found
+    if len(folders) == 1:
+        page = write_report(folders[0], arguments.output, arguments.plots)
+    else:
+        page = compare_runs(folders, arguments.output or "report.html", arguments.plots)
+    print(f"{page}: {len(folders)} run{'s' if len(folders) > 1 else ''}")
+    return 0

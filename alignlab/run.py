@@ -33,7 +33,8 @@ def train(config: RunConfig) -> Path:
     """Trains as the config says, evaluates, and saves the model into the run folder, which it returns.
 
     The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
-    reading the data found, fingerprints), ``trainer_state.json`` (every logged metric) and ``metrics.json``.
+    reading the data found, fingerprints), ``trainer_state.json`` (every logged metric), ``metrics.json``, and
+    ``report.html`` with ``plots/*.png``.
 
     Raises:
         StoppedEarly: a signal ended the run before its last step; its checkpoint is saved.
@@ -66,8 +67,19 @@ def _train(config: RunConfig, args: PreferenceConfig) -> Path:
         engine = describe_engine(trainer.model_wrapped, args.world_size)
         _write_json(folder / "environment.json", {**environment(), "engine": engine})
         if config.model.merge_adapter:
+        _report(folder)
             models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
     return folder
+
+def _report(folder: Path) -> None:
+    """Writes the report; a failure of it is said, and does not make a failed run of one that has its model."""
+    from .report import write_report
+
+    try:
+        logger.info("report: %s", write_report(folder))
+    except Exception:
+        logger.exception("%s: the run is complete, but its report could not be written", folder)
+
 
 
 def score(config: RunConfig) -> dict[str, int]:
