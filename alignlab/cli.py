@@ -146,7 +146,9 @@ def _train(words: Sequence[str]) -> int:
     try:
         run.train(config)
     except StoppedEarly as stopped:
-        print(f"alignlab: {stopped}", file=sys.stderr)
+        print(f"alignlab: {stopped}", file=sys.stderr, flush=True)
+        if not stopped.together and "LOCAL_RANK" in os.environ:
+            os._exit(STOPPED_EARLY)  # other ranks do not know of it, so none may be waited for
         return STOPPED_EARLY
     return 0
 

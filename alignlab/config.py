@@ -62,6 +62,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "in a step; 0: never. Packed rows need none of it, padded ones save padding."
         },
     )
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = field(
+        default=None,
+        metadata={
+            "help": "How exactly fp32 matrices are multiplied; medium doubles the rate on CPUs with AVX-512 kernels, "
+            "and the error that it has there is logged; by default as the process has it."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
     reference: Reference = field(
         default="auto",
@@ -110,6 +117,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     )
     coupled_totals: Literal["exact", "previous_step"] = field(
         default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
+    )
+    max_wall_time: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds or [D-]HH:MM:SS from the start of the process: saves and stops, with exit status 75, "
+            "while there still is time."
+        },
     )
     trust_checkpoint: bool = field(
         default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -92,6 +93,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
         value = values.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")
+    duration("max_wall_time", values.get("max_wall_time"))
     alpha = values.get("ref_model_mixup_alpha", 1)
     if not 0 < alpha <= 1:
         raise ValueError(f"ref_model_mixup_alpha: expected more than 0 and at most 1, found {alpha}")
@@ -100,6 +102,23 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name in ("ref_model_name_or_path", "ref_adapter"):
         if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
             raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")
+
+
+def duration(name: str, value: float | str | None) -> float | None:
+    """Returns a length of time in seconds: a number of them, or text [D-]HH:MM:SS.
+
+    Raises:
+        ValueError: neither, or not more than 0.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", value) if isinstance(value, str) else None
+    if match is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        value = 86400.0 * days + 3600 * hours + 60 * minutes + seconds
+    if isinstance(value, str) or value <= 0:
+        raise ValueError(f"{name}: expected seconds, or time as [D-]HH:MM:SS, more than 0; found {value!r}")
+    return float(value)
 
 
 def check_sources(data: DataConfig) -> None:

@@ -14,6 +14,8 @@ from transformers.trainer_callback import ExportableState
 
 from .checkpoint_folders import check, newest_good, rotate, written_aside
 from .config import PreferenceConfig
+from .config_checks import duration
+from .early_stop import EarlyStop
 from .engine import zero_stage
 from .ranks import gathered
 from .run_lock import only_run_in
@@ -23,6 +25,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` with checkpoints that are complete, checked, or not there."""
 
     args: PreferenceConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.early_stop = EarlyStop(duration("max_wall_time", self.args.max_wall_time))
+        self.add_callback(self.early_stop)
 
     def train(
         self,

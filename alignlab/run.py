@@ -16,7 +16,7 @@ from typing import Any
 from . import losses, models
 from .checkpoint_folders import holds_checkpoints
 from .config import PreferenceConfig, RunConfig
-from .early_stop import StopOnSignal, StoppedEarly
+from .early_stop import StoppedEarly, StopSignals
 from .engine import describe_engine, zero_stage
 from .ranks import from_main
 from .run_lock import only_run_in
@@ -37,26 +37,25 @@ def train(config: RunConfig) -> Path:
     ``report.html`` with ``plots/*.png``.
 
     Raises:
-        StoppedEarly: a signal ended the run before its last step; its checkpoint is saved.
+        StoppedEarly: a signal or max_wall_time ended the run before its last step; its checkpoint is saved.
         ValueError: another run is writing to the folder.
     """
     args = config.training_args()
-    with only_run_in(Path(args.output_dir)):
-        return _train(config, args)
+    with only_run_in(Path(args.output_dir)), StopSignals() as signals:
+        return _train(config, args, signals)
 
 
-def _train(config: RunConfig, args: PreferenceConfig) -> Path:
+def _train(config: RunConfig, args: PreferenceConfig, signals: StopSignals) -> Path:
     checkpoint = _checkpoint(args)
     _shard_as_in_training(args)
     trainer = _trainer(config, args)
     folder = Path(args.output_dir)
     if trainer.is_world_process_zero():
         _write_records(folder, config, trainer)
-    stop = StopOnSignal()
-    trainer.add_callback(stop)
+    trainer.early_stop.signals = signals
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.stopped:
-        raise StoppedEarly(f"told to stop at step {trainer.state.global_step}; resume_from_checkpoint: auto goes on")
+    if trainer.early_stop.reason is not None:
+        raise StoppedEarly(f"{trainer.early_stop.reason}; resume_from_checkpoint: auto goes on")
     metrics = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
@@ -67,9 +66,10 @@ def _train(config: RunConfig, args: PreferenceConfig) -> Path:
         engine = describe_engine(trainer.model_wrapped, args.world_size)
         _write_json(folder / "environment.json", {**environment(), "engine": engine})
         if config.model.merge_adapter:
-        _report(folder)
             models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
+        _report(folder)
     return folder
+
 
 def _report(folder: Path) -> None:
     """Writes the report; a failure of it is said, and does not make a failed run of one that has its model."""
@@ -79,7 +79,6 @@ def _report(folder: Path) -> None:
         logger.info("report: %s", write_report(folder))
     except Exception:
         logger.exception("%s: the run is complete, but its report could not be written", folder)
-
 
 
 def score(config: RunConfig) -> dict[str, int]:
