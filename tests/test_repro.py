@@ -115,9 +115,9 @@ def test_bandit_program_repeats_itself(tmp_path: Path) -> None:
     bandit.main(["--quick", "--seeds", "1", "--output", str(tmp_path)])
     rows = read(tmp_path / "repro_bandit.csv")
     assert len(rows) == 3 * 8 * 3
-    again = bandit.measure("GR-IPO", UNEVEN, 0, steps=30)
+    again = bandit.measure("GR-IPO", UNEVEN, 0, pairs=300, steps=30)
     first = [row for row in rows if row["method"] == "GR-IPO" and row["setting"] == UNEVEN]
     for row, repeated in zip(first, again, strict=True):
         assert {name: f"{value:.6g}" for name, value in repeated.items()} == {name: row[name] for name in repeated}
     assert len(read(tmp_path / "repro_bandit_claims.csv")) == 3 * 2 * 2 * 3
-    assert all((tmp_path / f"repro_bandit_{number}.png").stat().st_size > 10_000 for number in (1, 2, 3))
+    assert (tmp_path / "repro_bandit_300.png").stat().st_size > 10_000

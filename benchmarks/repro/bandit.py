@@ -15,6 +15,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import results
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from alignlab import losses
 
-ACTIONS, PAIRS, VALIDATION, STATES = 8, 300, 4000, 4000
+ACTIONS, SIZES, VALIDATION, STATES = 8, (300, 3000), 4000, 4000
 TRUE = ((1.0, 3.0, 1.0, 3.0), (3.0, 1.0, 3.0, 1.0))  # parameters of the rewards of the groups
 SETTINGS = {  # share of group 0, share of its pairs that compare neighbouring actions only
     "even groups, imbalanced responses": (0.5, 0.9),
@@ -37,7 +38,7 @@ WEIGHTINGS = {
     "GR-": {"weighting": "adaptive", "step_size": 0.5},
 }
 METHODS = tuple(prefix + base for base in ("DPO", "IPO") for prefix in WEIGHTINGS)
-STEPS, QUICK_STEPS, LEARNING_RATE, LOGGED = 1500, 30, 0.02, 15
+STEPS, QUICK_STEPS, LEARNING_RATE, LOGGED = 1000, 30, 0.02, 10
 
 
 @dataclass
@@ -145,10 +146,10 @@ def reward_errors(theta: Tensor, seed: int) -> list[float]:
     return errors
 
 
-def measure(method: str, setting: str, seed: int, steps: int) -> list[results.Row]:
+def measure(method: str, setting: str, seed: int, pairs: int, steps: int) -> list[results.Row]:
     """Trains one method; returns worst-group validation loss and reward error over training."""
     data, held_out = (
-        draw(count, setting, seed, training=training) for count, training in ((PAIRS, True), (VALIDATION, False))
+        draw(count, setting, seed, training=training) for count, training in ((pairs, True), (VALIDATION, False))
     )
     base, rows = base_loss(method[-3:]), []
     for step, theta, loss in train(method, data, steps, min(LOGGED, steps // 10)):
@@ -173,50 +174,43 @@ def main(words: Sequence[str] | None = None) -> results.Runs:
     chosen = results.options(__doc__, words, seeds=10)
     torch.set_num_threads(1)
     steps = QUICK_STEPS if chosen.quick else STEPS
-    runs = results.Runs(chosen.output / "repro_bandit.csv", ("setting", "method", "seed"))
-    for setting in SETTINGS:
-        for method in METHODS:
-            for seed in range(chosen.seeds):
-                key = {"setting": setting, "method": method, "seed": seed}
-                runs.run(lambda key=key: measure(**key, steps=steps), **key)
-    conclude(runs, steps, chosen)
+    sizes = SIZES[:1] if chosen.quick else SIZES
+    runs = results.Runs(chosen.output / "repro_bandit.csv", ("pairs", "setting", "method", "seed"))
+    for pairs, setting, method, seed in product(sizes, SETTINGS, METHODS, range(chosen.seeds)):
+        key = {"pairs": pairs, "setting": setting, "method": method, "seed": seed}
+        runs.run(lambda key=key: measure(**key, steps=steps), **key)
+    conclude(runs, sizes, steps, chosen)
     return runs
 
 
-def conclude(runs: results.Runs, steps: int, chosen: argparse.Namespace) -> None:
-    """Writes the claims and the figure."""
+def conclude(runs: results.Runs, sizes: Sequence[int], steps: int, chosen: argparse.Namespace) -> None:
+    """Writes the claims and the figures: each method against the group-robust form of its base."""
     claims = results.Claims()
-    for setting in SETTINGS:
-        for figure, words in (
-            ("worst_loss", "worst-group validation loss"),
-            ("worst_reward_error", "worst-group reward error"),
-        ):
-            for base in ("DPO", "IPO"):
-                ends = {m: runs.pick(setting=setting, method=m, step=steps) for m in METHODS}
-                for other in (base, f"IS-{base}", f"IS2-{base}"):
-                    pairs = zip(ends[other], ends[f"GR-{base}"], strict=True)
-                    claims.add(
-                        f"{setting}: {words} of {other} less that of GR-{base}",
-                        [a[figure] - b[figure] for a, b in pairs],
-                    )
+    words = {"worst_loss": "worst-group validation loss", "worst_reward_error": "worst-group reward error"}
+    for pairs, setting, base, column in product(sizes, SETTINGS, ("DPO", "IPO"), words):
+        ends = {m: [r[column] for r in runs.pick(pairs=pairs, setting=setting, method=m, step=steps)] for m in METHODS}
+        for other in (base, f"IS-{base}", f"IS2-{base}"):
+            differences = [a - b for a, b in zip(ends[other], ends[f"GR-{base}"], strict=True)]
+            claims.add(f"{pairs} pairs, {setting}: {words[column]} of {other} less that of GR-{base}", differences)
     claims.write(chosen.output / "repro_bandit_claims.csv")
-    draw_figure(runs, chosen.output)
+    for pairs in sizes:
+        draw_figure(runs, pairs, chosen.output)
 
 
-def draw_figure(runs: results.Runs, folder: Path) -> None:
-    """Draws worst-group loss of DPO and IPO and worst reward error over training, a row of panels a setting."""
-    for number, setting in enumerate(SETTINGS, 1):
-        figure, axes = results.panels(3)
-        for axis, base, column in zip(
-            axes, ("DPO", "IPO", ""), ("worst_loss", "worst_loss", "worst_reward_error"), strict=True
-        ):
-            for method in METHODS:
-                if method.endswith(base):
-                    results.band(axis, runs.pick(setting=setting, method=method), "step", column, method)
-            axis.set(xlabel="step", title=f"worst-group {'reward error' if not base else f'{base} loss, held out'}")
-            axis.legend(fontsize=7)
-        figure.suptitle(f"{setting}: mean and 95% interval over seeds", fontsize=9)
-        results.save(figure, folder / f"repro_bandit_{number}.png")
+def draw_figure(runs: results.Runs, pairs: int, folder: Path) -> None:
+    """Draws worst-group losses and reward error over training, a column of panels for each setting."""
+    figure, axes = results.panels(len(SETTINGS), 3)
+    wanted = product((("DPO", "worst_loss"), ("IPO", "worst_loss"), ("", "worst_reward_error")), SETTINGS)
+    for axis, ((base, column), setting) in zip(axes, wanted, strict=True):
+        for method in METHODS:
+            if method.endswith(base):
+                rows = runs.pick(pairs=pairs, setting=setting, method=method)
+                results.band(axis, rows, "step", column, method)
+        what = f"{base} loss, held out" if base else "reward error"
+        axis.set_title(f"{setting}\nworst-group {what}", fontsize=8)
+        axis.legend(fontsize=6)
+    figure.suptitle(f"{pairs} pairs: mean and 95% interval over seeds", fontsize=10)
+    results.save(figure, folder / f"repro_bandit_{pairs}.png")
 
 
 if __name__ == "__main__":

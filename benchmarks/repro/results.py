@@ -171,15 +171,16 @@ class Claims:
 # ---- figures -----------------------------------------------------------------------------------------------------
 
 
-def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Any, list[Any]]:
-    """Returns a figure with so many panels side by side."""
+def panels(columns: int, rows: int = 1) -> tuple[Any, list[Any]]:
+    """Returns a figure with so many panels, row by row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
-    return figure, list(axes[0])
+    size = (4.2 * columns, 3.4 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, list(axes.flat)
 
 
 def band(axis: Any, rows: Sequence[Row], x: str, y: str, label: str) -> None:
@@ -194,5 +195,5 @@ def save(figure: Any, path: Path) -> None:
     """Writes a figure as a PNG without a date, so that the same numbers give the same file."""
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
