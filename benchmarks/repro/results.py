@@ -151,12 +151,15 @@ class Claims:
 
     def add(self, claim: str, values: Sequence[float]) -> None:
         """Adds a claim of the form "this is above 0" with its value for each seed."""
-        mean, low, high = interval(values)
+        _, low, high = interval(values)
         verdict = "holds" if low > 0 else "the opposite holds" if high < 0 else "undecided"
-        verdict = verdict if len(values) > 1 else "one seed"
-        self.rows.append(
-            {"claim": claim, "mean": mean, "low": low, "high": high, "seeds": len(values), "verdict": verdict}
-        )
+        self.note(claim, values, verdict if len(values) > 1 else "one seed")
+
+    def note(self, claim: str, values: Sequence[float], verdict: str = "") -> None:
+        """Adds an estimate that claims nothing."""
+        mean, low, high = interval(values)
+        row = {"claim": claim, "mean": mean, "low": low, "high": high, "seeds": len(values), "verdict": verdict}
+        self.rows.append(row)
 
     def write(self, path: Path) -> None:
         """Writes the claims as CSV and prints them."""

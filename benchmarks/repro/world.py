@@ -146,6 +146,17 @@ class World:
             rewards += self.worth @ state
         return [float(value) for value in rewards], kl, entropy
 
+    def best_reward(self, kl: float, prompts: list[str], objective: int = 0) -> float:
+        """Returns the highest reward of any answers with this KL to the chain, in nats, by bisection."""
+        weights = tuple(float(index == objective) for index in range(len(self.worth)))
+        low, high = 0.0, 1.0
+        while self.best(high, weights, prompts)[1] < kl and high < 64:
+            high *= 2
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.best(middle, weights, prompts)[1] < kl else (low, middle)
+        return self.best(high, weights, prompts)[0][objective]
+
 
 def _turn(role: str, text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text}]
