@@ -23,9 +23,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Speed beside TRL's trainer; BENCH="--hh FILE --repeats 5" adds HH-RLHF dialogues. Half an hour on two cores.
+# Speed beside TRL's trainer, then what alignlab's own parts cost; BENCH="--hh FILE --repeats 5" adds HH-RLHF dialogues.
+# An hour on two cores.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py $(BENCH)
+	$(BIN)/python benchmarks/costs.py
 
 # Each of the seven losses on the demo's task, three seeds.
 bench-losses: $(INSTALLED)

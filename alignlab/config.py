@@ -118,6 +118,17 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     coupled_totals: Literal["exact", "previous_step"] = field(
         default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
     )
+    eval_generations: int = field(
+        default=0, metadata={"help": "At each evaluation, sample answers to so many prompts and log their metrics."}
+    )
+    eval_max_new_tokens: int = field(default=128, metadata={"help": "Of eval_generations: tokens of an answer."})
+    eval_judge: str | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Of eval_generations: what compares answers with the chosen completions: file.py:function, a "
+            "reward model's path, an address https://.../v1, or {name: one of these, option: ...}."
+        },
+    )
     max_wall_time: float | str | None = field(
         default=None,
         metadata={
@@ -128,6 +139,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     trust_checkpoint: bool = field(
         default=False,
         metadata={"help": "Load a checkpoint although its manifest is missing or does not match; ZeRO's run code."},
+    )
+
+    report: bool = field(default=True, metadata={"help": "Write report.html and plots/ when a run is over."})
+    report_samples: int = field(
+        default=4,
+        metadata={"help": "Answers to so many held-out prompts, before and after, in the report; 0: none."},
     )
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from .engine import check_engine
 from .frozen_models import evaluating
 from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
+from .matmul_precision import set_matmul_precision
 from .packing_probe import choose_layout
 from .reference import frozen_scorers
 from .reference_sync import ReferenceSync, check_sync
@@ -99,6 +100,8 @@ class PreferenceTrainer(ResumableTrainer):
             **kwargs,
         )
         self.loss.to(args.device)
+        if args.float32_matmul_precision is not None:
+            set_matmul_precision(args.float32_matmul_precision, args.device)
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
         self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
         self._sync = self._reference_sync()

@@ -11,26 +11,15 @@ repeat, because a shared machine drifts. Writes CSV and PNG to ``--output``.
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
-import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PROFILES = {  # mean tokens of prompt and completion: prompt-to-completion ratios 1.6, 0.4 and 11
-    "capybara": (240, 150),
-    "ultrafeedback": (80, 200),
-    "tldr": (330, 30),
-}
-WARM_UP = 2
+from workloads import PROFILES, WARM_UP, hh_rows, machine, make_model, make_tokenizer, profile_rows, timed, write_csv
 
 
 def main() -> None:
@@ -81,57 +70,22 @@ def measure(program: str, workload: str, options: argparse.Namespace) -> dict[st
     """Trains and returns pairs a second, tokens through the model a step, and peak memory above the start (MB)."""
     import logging
 
-    import torch
-    from transformers import TrainerCallback
-
     logging.disable(logging.WARNING)
     rows = hh_rows(options.hh) if workload == "hh" else profile_rows(*PROFILES[workload])
     random.Random(0).shuffle(rows)
     rows = rows[: options.pairs * (options.steps + WARM_UP)]
     folder = options.output / "work" / f"{program}-{workload}"
-    trainer = make_trainer(program, rows, folder, options)
-    counted = [0]
-    trainer.model.get_input_embeddings().register_forward_pre_hook(
-        lambda _, args: counted.__setitem__(0, counted[0] + args[0].numel())
-    )
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        start, tokens = 0.0, 0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARM_UP:
-                Clock.start, Clock.tokens = time.perf_counter(), counted[0]
-
-    trainer.add_callback(Clock())
-    before = resident()
-    trainer.train()
-    seconds = time.perf_counter() - Clock.start
-    return {
-        "pairs_per_second": options.pairs * options.steps / seconds,
-        "tokens_per_step": (counted[0] - Clock.tokens) / options.steps,
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def resident() -> float:
-    """Returns this process's memory now, MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    return timed(make_trainer(program, rows, folder, options), options.pairs, options.steps)
 
 
 def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options: argparse.Namespace) -> Any:
     """Returns the program's trainer over rows, with its reference scores made."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     from alignlab import PreferenceConfig, PreferenceTrainer
 
-    tokenizer = make_tokenizer(rows)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=8192, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, **shape)
-    model = AutoModelForCausalLM.from_config(config)
+    tokenizer, model = make_tokenizer(rows), make_model()
     settings: dict[str, Any] = {
         "output_dir": str(folder / "run"),
         "max_steps": options.steps + WARM_UP,
@@ -159,56 +113,6 @@ def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options
     return DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-# ---- rows --------------------------------------------------------------------------------------------------------
-
-
-def hh_rows(path: Path) -> list[dict[str, str]]:
-    """Returns the dialogues of an HH-RLHF file with the prompt split off, as both programs take them."""
-    rows = []
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            cut = row["chosen"].rfind("\n\nAssistant:") + len("\n\nAssistant:")
-            if row["chosen"][:cut] != row["rejected"][:cut]:
-                continue
-            one = {"prompt": row["chosen"][:cut], "chosen": row["chosen"][cut:], "rejected": row["rejected"][cut:]}
-            if one["chosen"].strip() and one["rejected"].strip() and one["chosen"] != one["rejected"]:
-                rows.append(one)
-    return rows
-
-
-def profile_rows(prompt: int, completion: int, count: int = 400) -> list[dict[str, str]]:
-    """Returns rows of random words whose lengths vary as real ones do (log-normally) about the given means."""
-    chance = random.Random(1)
-    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 7))) for _ in range(2000)]
-
-    def text(mean: int) -> str:
-        length = min(max(int(chance.lognormvariate(0, 0.6) * mean / 1.2), 2), 500)
-        return " ".join(chance.choices(words, k=length))
-
-    return [
-        {"prompt": text(prompt), "chosen": " " + text(completion), "rejected": " " + text(completion)}
-        for _ in range(count)
-    ]
-
-
-def make_tokenizer(rows: list[dict[str, str]]) -> Any:
-    """Trains a byte-level BPE tokenizer on the rows."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<eos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=8192, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator((text for row in rows for text in row.values()), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-
-
 # ---- results -----------------------------------------------------------------------------------------------------
 
 
@@ -231,26 +135,6 @@ def summarise(results: list[dict[str, Any]], workloads: list[str]) -> list[dict[
             row |= {f"{key}_ratio_range": f"{min(ratios):.3f}-{max(ratios):.3f}"}
         summary.append({**row, **machine()})
     return summary
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the figures were taken on."""
-    import torch
-
-    from alignlab.run import environment
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "trl")}
-    known = environment()
-    return {"device": device, "processors": known["processors"], "commit": known["commit"], **versions}
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows of equal keys."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def show(summary: list[dict[str, Any]]) -> None:
