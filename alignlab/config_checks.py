@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 _SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
 _IN_LOSS = (
-    "label_smoothing desirable_weight undesirable_weight f_divergence_type f_alpha_divergence_coef ld_alpha "
+    "label_smoothing desirable_weight undesirable_weight ld_alpha "
     "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
 )
 _MOVED = {  # keys that people know from elsewhere -> what to write here
     "beta": "it is an option of the loss: write `loss: {beta: ...}`",
     "loss_type": "the loss is chosen by its name: write `loss: {name: ...}` (`alignlab losses` lists them)",
     **{key: f"options of the loss live in its block: write `loss: {{{key}: ...}}`" for key in _IN_LOSS.split()},
+    "f_divergence_type": "it is a loss of its own: write `loss: {name: f_dpo, divergence: ...}`",
+    "f_alpha_divergence_coef": "it is a loss of its own: write `loss: {name: f_dpo, divergence: alpha, alpha: ...}`",
     "model_name_or_path": "write `model: {name_or_path: ...}`",
     "torch_dtype": "write `model: {dtype: ...}`",
     "dtype": "write `model: {dtype: ...}`",
@@ -62,6 +64,13 @@ _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that
     "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
     "label_names": (([], None), "batches of preferences have no labels"),
 }
+_LEAST = {
+    "ref_model_sync_steps": 1,
+    "length_window": 0,
+    "report_samples": 0,
+    "eval_generations": 0,
+    "eval_max_new_tokens": 1,
+}
 _STAYS = {  # why such a reference cannot follow the policy
     "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
     "adapter_off": "makes the frozen base the reference, but sync_ref_model moves it",
@@ -89,7 +98,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     if values.get("bf16") and values.get("fp16"):
         raise ValueError("bf16 and fp16 are both true: choose one")
     least_values = {"max_length": 2, "precompute_ref_batch_size": 1, "per_device_train_batch_size": 1}
-    for name, least in (least_values | {"ref_model_sync_steps": 1, "length_window": 0}).items():
+    for name, least in (least_values | _LEAST).items():
         value = values.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")
@@ -99,6 +108,8 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
         raise ValueError(f"ref_model_mixup_alpha: expected more than 0 and at most 1, found {alpha}")
     if values.get("sync_ref_model") and values.get("reference", "auto") not in ("auto", "live"):
         raise ValueError(f"reference: {values['reference']} {_STAYS[values['reference']]}; allowed: auto, live")
+    if values.get("eval_judge") is not None and not values.get("eval_generations"):
+        raise ValueError("eval_judge: there is nothing to judge; say how many answers to sample with eval_generations")
     for name in ("ref_model_name_or_path", "ref_adapter"):
         if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
             raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")

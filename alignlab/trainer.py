@@ -23,6 +23,7 @@ from .config import ModelOptions, PreferenceConfig
 from .data.collate import PreferenceCollator, Rows, row_tokens
 from .data.sampler import StepSampler
 from .engine import check_engine
+from .eval_callback import AnswerMetrics
 from .frozen_models import evaluating
 from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
@@ -108,6 +109,7 @@ class PreferenceTrainer(ResumableTrainer):
         self._fill_caches([self.data.train, *self.data.evaluations()])
         live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
         self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
+        self._answers = AnswerMetrics(args, self.data, tokenizer, self.frozen, self.layout, self._autocast)
         self._sums, self._guard_pending = MetricSums(), False
         self._step = PreferenceStep(
             self.loss,
@@ -349,6 +351,7 @@ class PreferenceTrainer(ResumableTrainer):
             sums.add(joined_margins(gathered, self.data.groups))
         metrics = self._reduced(sums)
         metrics["loss"] = metrics.pop("objective", float("nan"))
+        metrics |= self._answers(model, dataloader.dataset.dataset)  # type: ignore[attr-defined]
         count = sum(gather_object([rows]))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)

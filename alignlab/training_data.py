@@ -44,6 +44,7 @@ class TrainingData:
     ) -> None:
         self.needs, self.args, self.tokenizer = needs, args, tokenizer
         self.reports: dict[str, Any] = {}
+        self._sources: dict[str, DataSource] = {}
         self.train = None if train is None else self._prepared(train, "train")
         if isinstance(evaluation, int):
             if self.train is None:
@@ -73,6 +74,10 @@ class TrainingData:
             return isinstance(self.evaluation, Mapping) and dataset in self.evaluation
         return any(dataset is one for one in (self.evaluation, *self.evaluations()))
 
+    def source_of(self, dataset: Any) -> DataSource | None:
+        """Returns what a set of this run, or a part of it, was read from; None for one that came tokenised."""
+        return self._sources.get(dataset.info.description)
+
     def prepared_sets(self, source: DataSource | Mapping[str, DataSource]) -> Any:
         """Returns an evaluation source tokenised: one set, or name -> set."""
         if isinstance(source, Mapping):
@@ -90,6 +95,9 @@ class TrainingData:
             gold=needs.gold,
             columns=needs.columns,
             rewards=needs.rewards,
+            reward_names=tuple(args.reward_names or ()),
+            default_label=args.default_label,
+            chat_template_kwargs=args.chat_template_kwargs or {},
             max_length=args.max_length,
             truncation_mode=args.truncation_mode,
             on_bad_row=args.on_bad_row,
@@ -99,6 +107,9 @@ class TrainingData:
             source, self.tokenizer, options, args.seed, progress=args.should_save and not args.disable_tqdm
         )
         self.reports[name] = prepared.report
+        # The description stays with the rows wherever they are held out, selected or formatted.
+        prepared.dataset.info.description = f"{name} {len(self._sources)}"
+        self._sources[prepared.dataset.info.description] = source
         if args.should_save:
             touched = prepared.report.rows_rejected or prepared.report.rows_truncated
             logger.log(logging.WARNING if touched else logging.INFO, "%s data: %s", name, prepared.report.summary())
