@@ -64,6 +64,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         check(Path(asked), trust)
         return asked
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains nothing where the checkpoint was of the last step: the stock loop would take one step too many."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes what the stock method writes, aside; all ranks take part."""
         run_folder, step = Path(self._get_output_dir(trial)), self.state.global_step
