@@ -48,6 +48,16 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     on_bad_row: Literal["error", "skip"] = field(
         default="error", metadata={"help": "A bad row stops the run, or is written to rejected_rows.jsonl."}
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Passed to the chat template, e.g. {enable_thinking: false}; a row's own go first."},
+    )
+    default_label: bool | None = field(
+        default=None, metadata={"help": "Of labelled rows that have no label; by default such a row is a bad row."}
+    )
+    reward_names: list[str] | None = field(
+        default=None, metadata={"help": "The order of the objectives that rows name (MODPO); by default by name."}
+    )
     layout: Literal["auto", "packed", "padded"] = field(
         default="auto",
         metadata={
