@@ -94,7 +94,7 @@ def _code(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
-def short(text: str, length: int = 36) -> str:
+def short(text: str, length: int = 30) -> str:
     """Returns a label of at most ``length`` characters on one line."""
     flat = " ".join(printable(text).split())
     return flat if len(flat) <= length else flat[: length - 1] + "…"
@@ -123,9 +123,9 @@ def _draw(chart: Chart, title: bool = False) -> Figure:
     labelled = [line for line in chart.lines if line.label]
     legend = 0.21 * ((len(labelled) + 1) // 2)
     # Margins in inches, given rather than found by a layout engine: that draws every chart twice.
-    width, height = 5.6, 3.1 + legend
+    width, height = 4.7, 2.8 + legend
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(0.85 / width, (0.55 + legend) / height, 1 - 0.15 / width, 1 - 0.3 / height)
+    figure.subplots_adjust(0.75 / width, (0.55 + legend) / height, 1 - 0.15 / width, 1 - 0.3 / height)
     axes = figure.add_subplot()
     axes.grid(color=GRID, linewidth=0.6, alpha=0.25)
     axes.set_axisbelow(True)

@@ -86,6 +86,11 @@ def comparison_page(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> str:
     head, rows = runs_table(runs)
     differences_head, differences = config_differences(runs)
     seeds_head, seeds = over_seeds(runs)
+    health = [(run.name, *diagnose(run)) for run in runs]
+    not_judged: dict[str, list[str]] = {}
+    for name, _, missing in health:
+        for one in missing:
+            not_judged.setdefault(one.name, []).append(name)
     return _render(
         "runs.html",
         title=f"{len(runs)} runs",
@@ -97,7 +102,8 @@ def comparison_page(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> str:
         differences_head=differences_head,
         differences=differences,
         charts=charts,
-        health=[(run.name, *diagnose(run)) for run in runs],
+        health=health,
+        not_judged=list(not_judged.items()),
     )
 
 

@@ -235,7 +235,7 @@ def worst(run: RunRecord) -> float | None:
 
 def reward(run: RunRecord) -> float | None:
     """Mean reward of generated answers, if a judge gave any."""
-    names = [one for one in run.series if "generation" in one and one.rpartition("/")[2].startswith("reward")]
+    names = [one for one in run.series if "generation" in one and one.endswith("reward/mean")]
     return run.last(names[0]) if names else None
 
 

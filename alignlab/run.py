@@ -20,6 +20,7 @@ from .early_stop import StoppedEarly, StopSignals
 from .engine import describe_engine, zero_stage
 from .ranks import from_main
 from .run_lock import only_run_in
+from .samples import SampleAnswers
 from .trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def train(config: RunConfig) -> Path:
 
     The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
     reading the data found, fingerprints), ``trainer_state.json`` (every logged metric), ``metrics.json``, and
-    ``report.html`` with ``plots/*.png``.
+    unless ``report: false`` is said, ``report.html`` with ``plots/*.png`` and ``samples.json``.
 
     Raises:
         StoppedEarly: a signal or max_wall_time ended the run before its last step; its checkpoint is saved.
@@ -53,6 +54,7 @@ def _train(config: RunConfig, args: PreferenceConfig, signals: StopSignals) -> P
     if trainer.is_world_process_zero():
         _write_records(folder, config, trainer)
     trainer.early_stop.signals = signals
+    samples = _samples(trainer, folder)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.early_stop.reason is not None:
         raise StoppedEarly(f"{trainer.early_stop.reason}; resume_from_checkpoint: auto goes on")
@@ -61,14 +63,27 @@ def _train(config: RunConfig, args: PreferenceConfig, signals: StopSignals) -> P
         metrics |= trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
+    if samples is not None:
+        samples.after(trainer.model)
     if trainer.is_world_process_zero():
         _write_json(folder / "metrics.json", metrics)
         engine = describe_engine(trainer.model_wrapped, args.world_size)
         _write_json(folder / "environment.json", {**environment(), "engine": engine})
         if config.model.merge_adapter:
             models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
-        _report(folder)
+        if args.report:
+            _report(folder)
     return folder
+
+
+def _samples(trainer: PreferenceTrainer, folder: Path) -> SampleAnswers | None:
+    """Returns what answers held-out prompts before training and after, if the report is to show that."""
+    sets, count = trainer.data.evaluations(), trainer.args.report_samples
+    if not (trainer.args.report and count and sets):
+        return None
+    samples = SampleAnswers(trainer.model, trainer.processing_class, sets[0], count, folder)
+    trainer.add_callback(samples)
+    return samples
 
 
 def _report(folder: Path) -> None:

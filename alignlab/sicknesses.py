@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -152,7 +153,7 @@ def generated_lengths(run: RunRecord) -> tuple[float, float] | None:
         before, after = (float(np.mean(one)) for one in zip(*pairs, strict=True))
         return before, after
     for name, series in run.series.items():
-        if "generation" in name and name.rpartition("/")[2].startswith("length") and len(series.values) >= 2:
+        if "generation" in name and name.endswith("length/tokens") and len(series.values) >= 2:
             return float(series.values[0]), float(series.values[-1])
     return None
 
@@ -246,10 +247,8 @@ def kl_blow_up(run: RunRecord) -> Results:
 
 def kl_metric(run: RunRecord) -> tuple[str, float] | None:
     """Returns name and last value of the best measure of KL(policy || reference) that was logged, nats an answer."""
-    names = [
-        one for one in {**run.series, **run.metrics} if one.rpartition("/")[2] in ("kl", "sequence_kl", "kl_exact")
-    ]
-    names.sort(key=lambda one: ("generation" not in one, not one.startswith("eval_"), one))
+    names = [one for one in {**run.series, **run.metrics} if re.search(r"(^|[_/])kl(/exact|/k1)?$", one)]
+    names.sort(key=lambda one: ("generation" not in one, not one.startswith("eval_"), not one.endswith("exact"), one))
     for name in names:
         value = run.last(name)
         if value is not None:
