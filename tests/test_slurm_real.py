@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -34,9 +33,9 @@ ENVIRONMENT = {
 STEPS = 60
 
 
-def slurm(*words: str, **variables: str) -> str:
+def slurm(*words: str, folder: Path = ROOT, **variables: str) -> str:
     environment = {**os.environ, **variables}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -142,10 +141,13 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert all(bool((ours[name] == value).all()) for name, value in theirs.items())
 
 
-def restart_now(job: str, folder: Path) -> None:
-    """Waits until the job is back in the queue, where it would otherwise stay for two minutes."""
+def restart_soon(job: str, folder: Path) -> None:
+    """Waits until the job is back in the queue, and lets it wait there for five seconds instead of two minutes.
+
+    At once would be too early: a node refuses a job whose last start it is still cleaning up.
+    """
     wait(lambda: state(job) == "PENDING", folder)
-    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+    slurm("scontrol", "update", f"jobid={job}", "StartTime=now+5")
 
 
 def started(run: Path, job: str, folder: Path) -> None:
@@ -159,7 +161,7 @@ def test_told_to_stop_it_requeues_itself_and_ends_as_if_never_stopped(uninterrup
     job = submit(folder, "slurm_one_node.sbatch", RUN_DIR=str(run))
     started(run, job, folder)
     slurm("scancel", "--batch", "--signal=USR1", job)
-    restart_now(job, folder)
+    restart_soon(job, folder)
     finish(job, folder)
     said = (folder / f"alignlab-{job}.log").read_text()
     assert "told to stop early" in said
@@ -180,15 +182,16 @@ class Slow(DPO):
 
 
 def test_slurms_own_signal_before_the_time_is_up_does_the_same(uninterrupted: Path, folder: Path) -> None:
-    """90 s of steps in two minutes; the signal is due 45 s after the start, and Slurm sends it up to 20 s early."""
+    """90 s of steps in two minutes; the signal is due 60 s after the start, and Slurm sends it up to 20 s early."""
     (folder / "slow.py").write_text(SLOW)
-    run, options = folder / "limit", ["--time=2", "--signal=B:USR1@75"]
+    run, options = folder / "limit", ["--time=2", "--signal=B:USR1@60"]
     words = ("--loss.name", f"{folder}/slow.py:Slow")
     job = submit(folder, "slurm_one_node.sbatch", *options, RUN_DIR=str(run), words=words)
-    started(run, job, folder)
-    restart_now(job, folder)
+    log = folder / f"alignlab-{job}.log"
+    wait(lambda: log.exists() and "requeueing" in log.read_text(), folder)
+    restart_soon(job, folder)
     finish(job, folder)
-    assert "told to stop early" in (folder / f"alignlab-{job}.log").read_text()
+    assert "told to stop early" in log.read_text()
     assert resumed(run, job)
     assert_same_run(run, uninterrupted)
 
@@ -233,13 +236,12 @@ def test_sweep_trains_every_loss_with_every_beta(folder: Path) -> None:
 
 
 def test_chain_scores_then_trains(folder: Path) -> None:
-    """Training starts only when the scores are there, and computes none."""
+    """Submitted by submit.py; training starts only when the scores are there, and computes none."""
     run, cache = folder / "chain", folder / "chain-scores"
-    options = shlex.join(["sbatch", *ON_CPU, f"--output={folder}/%x-%j.log"])
-    variables = ENVIRONMENT | {"SBATCH": options, "RUN_DIR": str(run)}
-    words = [str(folder / "run.yaml"), "--score_cache_dir", str(cache), "--max_steps", "2"]
-    said = slurm("bash", str(LAUNCH / "slurm_chain.sh"), *words, **variables)
-    jobs = dict(line.split() for line in said.splitlines())
+    options = ["--gpus", "0", "--cpus", "1", "--time", "10", "--run-dir", str(run), "--venv", ENVIRONMENT["VENV"]]
+    overrides = ["--score_cache_dir", str(cache), "--max_steps", "2"]
+    words = [sys.executable, str(LAUNCH / "submit.py"), "chain", str(folder / "run.yaml"), *options, *overrides]
+    jobs = dict(line.split() for line in slurm(*words, folder=folder, **ENVIRONMENT).splitlines())
     assert list(jobs) == ["score", "train"]
     assert f"Dependency=afterok:{jobs['score']}" in slurm("scontrol", "show", "job", jobs["train"])
     finish(jobs["score"], folder)
