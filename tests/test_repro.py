@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import importlib
 import sys
 from collections.abc import Iterator
@@ -121,3 +122,127 @@ def test_bandit_program_repeats_itself(tmp_path: Path) -> None:
         assert {name: f"{value:.6g}" for name, value in repeated.items()} == {name: row[name] for name in repeated}
     assert len(read(tmp_path / "repro_bandit_claims.csv")) == 3 * 2 * 2 * 3
     assert (tmp_path / "repro_bandit_300.png").stat().st_size > 10_000
+
+
+# ---- the made-up language ----------------------------------------------------------------------------------------
+
+
+def test_best_trade_off_is_that_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of two words, all 576 of them: p(y) exp(0.7 r(y)) / Z is the best trade-off at strength 0.7."""
+    world = program("world")
+    monkeypatch.setattr(world, "LENGTH", 2)
+    made = world.World(1)
+    rewards, kl, entropy = made.best(0.7, (1.0,), ["north w0 w0 w5"])
+    reward = made.worth[0][:, None] + made.worth[0][None, :]
+    chain = made.transitions[5][:, None] * made.transitions
+    best = chain * torch.exp(0.7 * reward)
+    best = best / best.sum()
+    assert rewards[0] == pytest.approx(float((best * reward).sum()), abs=1e-12)
+    assert kl == pytest.approx(float((best * (best / chain).log()).sum()), abs=1e-12)
+    assert entropy == pytest.approx(-float((best * best.log()).sum()), abs=1e-12)
+    assert made.best_reward(kl, ["north w0 w0 w5"]) == pytest.approx(rewards[0], abs=1e-6)
+
+
+def test_objectives_label_the_same_answers() -> None:
+    world = program("world")
+    made = world.World(0)
+    plain, flipped = made.pairs(50, rewards=(1,)), made.pairs(50, rewards=(1,), flipped=1.0)
+    assert [(a["chosen"], a["rejected"]) for a in plain] == [(b["rejected"], b["chosen"]) for b in flipped]
+    other = made.pairs(50, objectives=(1, 1, 1))
+    same = [a["chosen"] == b["chosen"] for a, b in zip(plain, other, strict=True)]
+    assert all(
+        {a["chosen"][0]["content"], a["rejected"][0]["content"]}
+        == {b["chosen"][0]["content"], b["rejected"][0]["content"]}
+        for a, b in zip(plain, other, strict=True)
+    )
+    assert 0 < sum(same) < 50
+    answer = plain[0]["chosen"][0]["content"]
+    worth = [float(made.worth[1][int(word[1:])]) for word in answer.split()]
+    assert plain[0]["rewards_chosen"] == [sum(worth)]
+    assert made.rewards(f"{answer} w1 w2 w3")[1] == sum(worth)  # nothing is gained by a longer answer
+
+
+def test_unpaired_rows_are_one_a_pair() -> None:
+    noise = program("noise")
+    pairs = program("world").World(0).pairs(40)
+    rows = noise.unpaired(pairs, 0.3, seed=0)
+    assert sum(row["label"] for row in rows) == 12
+    for row, pair in zip(rows, pairs, strict=True):
+        assert row["completion"] == pair["chosen" if row["label"] else "rejected"]
+    loss = noise.kto(0.3, True)  # 12 desirable and 28 undesirable rows weigh 12 * 1 and 28 * 3 / 7
+    assert loss["desirable_weight"] == 1.0
+    assert loss["undesirable_weight"] * 28 == pytest.approx(12)
+
+
+@pytest.mark.parametrize("name", ["results", "frontier", "pareto"])
+def test_examples_in_docstrings(name: str) -> None:
+    outcome = doctest.testmod(program(name))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+# ---- the programs on the tiny model ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all programs, so that they share the supervised start."""
+    return tmp_path_factory.mktemp("repro")
+
+
+def quick(name: str, output: Path) -> list[dict[str, Any]]:
+    """Runs a program quickly with one seed; returns the rows of its CSV as it reads them."""
+    rows: list[dict[str, Any]] = program(name).main(["--quick", "--seeds", "1", "--output", str(output)]).rows
+    assert (output / f"repro_{name}_claims.csv").is_file()
+    return rows
+
+
+def test_frontier_program(output: Path) -> None:
+    """The start and seven losses; a run made again gives the same numbers."""
+    frontier = program("frontier")
+    rows = quick("frontier", output)
+    assert [row["method"] for row in rows] == ["start", *frontier.METHODS]
+    assert rows[0]["kl"] == 0.0
+    assert all(row["kl"] > 0 for row in rows[1:])
+    again = frontier.train("TDPO2", 0.1, 0, output / "work", True)
+    for row, repeated in zip([row for row in rows if row["method"] == "TDPO2"], again, strict=True):
+        assert {name: row[name] for name in repeated} == pytest.approx(repeated, rel=1e-9)
+    assert (output / "repro_frontier.png").stat().st_size > 10_000
+
+
+def test_pareto_program(output: Path) -> None:
+    """With all weight on the first objective, MODPO is DPO on it; so is the soup."""
+    pareto = program("pareto")
+    rows = quick("pareto", output)
+    assert [row["method"] for row in rows] == ["single", "single", *pareto.METHODS]
+    work = output / "work"
+    alone = pareto.single(0, 0, work, True).state_dict()
+    for model in (pareto.modpo(1.0, 0, work, True, true_margin=True), pareto.soup(1.0, 0, work, True)):
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, alone[name], atol=1e-6, rtol=0)
+
+
+def test_same_program(output: Path) -> None:
+    """After two steps no way to score the reference or to lay rows out has moved the margin by 1e-5."""
+    rows = quick("same", output)
+    assert len(rows) == 9
+    for base in ("full", "4-bit"):
+        margins = [row["eval_margin"] for row in rows if row["base"] == base]
+        assert len(margins) == 4
+        assert max(margins) - min(margins) < 1e-5
+        assert max(margins) != 0.0
+    assert all((row["quantisation_kl"] > 1e-3) == (row["base"] == "4-bit") for row in rows)
+
+
+def test_noise_and_groups_programs(output: Path) -> None:
+    noise, groups = quick("noise", output), quick("groups", output)
+    assert len(noise) == 2 + 2 + 4
+    assert len(groups) == 6
+    for row in groups:
+        assert row["worst_loss"] == max(row[f"loss_{group}"] for group in range(3))
+        weights = [row[f"weight_{group}"] for group in range(3)]
+        if row["method"].startswith("IS"):
+            assert weights == pytest.approx([1 / 3] * 3, abs=1e-5)
+        elif row["method"].startswith("GR"):
+            assert sum(weights) == pytest.approx(1, abs=1e-5)
+            assert weights != pytest.approx([1 / 3] * 3, abs=1e-5)

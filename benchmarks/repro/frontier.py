@@ -43,7 +43,7 @@ def loss_of(method: str, beta: float) -> dict[str, Any]:
 def train(method: str, beta: float, seed: int, work: Path, quick: bool) -> list[Row]:
     """Trains one loss; returns reward, KL, entropy and diversity at each point of its way."""
     world, base = World(seed), tiny.start(seed, work, quick=quick)
-    count, steps, points = (64, 2, (1, 2)) if quick else (PAIRS, STEPS, POINTS)
+    count, steps, points = (64, 2, (2,)) if quick else (PAIRS, STEPS, POINTS)
     prompts = world.prompts(tiny.PROMPTS if not quick else 32, "test")
     rows: list[Row] = []
 
