@@ -20,7 +20,7 @@ import results
 import tiny
 from world import Row, World
 
-PAIRS, STEPS, POINTS = 1536, 96, (24, 48, 96)
+PAIRS, STEPS, POINTS = 1024, 64, (16, 32, 64)
 BETAS = (0.1, 0.3, 1.0)
 METHODS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {  # options of the loss, its betas
     "DPO": ({"name": "dpo"}, BETAS),
