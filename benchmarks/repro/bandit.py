@@ -38,7 +38,7 @@ WEIGHTINGS = {
     "GR-": {"weighting": "adaptive", "step_size": 0.5},
 }
 METHODS = tuple(prefix + base for base in ("DPO", "IPO") for prefix in WEIGHTINGS)
-STEPS, QUICK_STEPS, LEARNING_RATE, LOGGED = 1500, 30, 0.02, 15
+STEPS, QUICK_STEPS, LEARNING_RATE, LOGGED = 1500, 30, 0.02, 5
 
 
 @dataclass
