@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench bench-losses install clean
+.PHONY: demo test lint bench bench-losses repro install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
@@ -32,6 +32,11 @@ bench: $(INSTALLED)
 # Each of the seven losses on the demo's task, three seeds.
 bench-losses: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_losses.py
+
+# What papers claim of the losses, at a size that anyone can rerun: six programs, an hour on a core; REPRO=--quick: minutes.
+repro: $(INSTALLED)
+	for program in bandit noise frontier pareto same groups; do \
+	  $(BIN)/python benchmarks/repro/$$program.py $(REPRO) || exit 1; done
 
 install: $(INSTALLED)
 
