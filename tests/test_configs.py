@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from alignlab.config import load_config
+from alignlab.sweep import load_sweep
 
 FOLDER = Path(str(resources.files("alignlab.configs")))
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -24,6 +26,14 @@ def test_shipped_config_opens_with_purpose_and_command(path):
     header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     assert header is not None
     assert f"alignlab train {path.name}" in header[0] or f"alignlab train configs/{path.name}" in header[0]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_shipped_sweep_loads_and_opens_with_its_command(path):
+    assert len({run.name for run in load_sweep(path.name).runs}) > 1
+    header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header is not None
+    assert f"alignlab sweep {path.name}" in header[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
