@@ -117,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", metavar="FILE.html", help="by default report.html in the run, or in this folder")
     report.add_argument("--plots", action="store_true", help="also the charts as PNG, in plots/ beside the file")
 
+    sweep = _command(commands, "sweep", _sweep, "losses x hyper-parameters x seeds: run what is missing, then report")
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="a file, or the name of a shipped sweep (sweep_example.yaml)")
+    sweep.add_argument("--dry-run", action="store_true", help="check every run, say which are done, and run nothing")
+    sweep.add_argument("--in-process", action="store_true", help="train all in this process: no imports for each run")
+    sweep.add_argument("--slurm", metavar="TEMPLATE", help="write a Slurm array from a job script of launch/ instead")
+    sweep.add_argument("--submit", action="store_true", help="with --slurm: hand it to sbatch")
+
     demo = "a small model learns a preference, from nothing, in minutes"
     commands.add_parser("demo", help=demo, add_help=False)  # its options are its own, as those of train are
     return parser
@@ -293,3 +300,26 @@ def _report(arguments: argparse.Namespace) -> int:
         page = compare_runs(folders, arguments.output or "report.html", arguments.plots)
     print(f"{page}: {len(folders)} run{'s' if len(folders) > 1 else ''}")
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from . import sweep_runner
+    from .sweep import load_sweep
+
+    if arguments.submit and arguments.slurm is None:
+        raise ValueError("--submit: submit what? --slurm launch/slurm_one_node.sbatch writes an array")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    sweep = load_sweep(arguments.file)
+    if arguments.dry_run:
+        states = [run.state for run in sweep.runs]
+        for run in sweep.runs:
+            print(f"{run.state:8} {run.folder}")
+        print(f"{len(states)} runs: {', '.join(f'{states.count(one)} {one}' for one in dict.fromkeys(states))}")
+        return 0
+    if arguments.slurm is None:
+        return sweep_runner.run_sweep(sweep, arguments.in_process)
+    _, command = sweep_runner.write_array(sweep, arguments.slurm)
+    print(shlex.join(command), flush=True)
+    return sweep_runner.submit(command) if arguments.submit else 0

@@ -17,8 +17,10 @@ from .config_parser import Values, parse_yaml, read_yaml, unknown_key, write_yam
 KEYS = ("config", "output_dir", "set", "runs", "grid", "launcher")
 _LONGEST_NAME = 120
 # What may differ between a run as it was and as the sweep says: how far it is, where it is, what is said of it.
-_NOT_THE_RUN = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "run_name", "logging_dir")
-_NOT_THE_RUN += ("report", "report_samples", "disable_tqdm", "score_cache_dir")
+_NOT_THE_RUN = (
+    *("output_dir", "resume_from_checkpoint", "run_name", "logging_dir"),
+    *("report", "report_samples", "disable_tqdm", "score_cache_dir"),
+)
 
 
 @dataclass(frozen=True)
