@@ -69,8 +69,14 @@ def loss_batch(
         result: Pairs | Labelled = Labelled(scored["completion"], columns["label"], mismatched=other, **shared)
     else:
         numbers = {name: columns.get(name) for name in ("margin", "score_chosen", "score_rejected")}
-        result = Pairs(scored["chosen"], scored["rejected"], gold=scored.get("gold"), **shared, **numbers)
+        rejected = scored.get("rejected") or _without_tokens(scored["chosen"])
+        result = Pairs(scored["chosen"], rejected, gold=scored.get("gold"), **shared, **numbers)
     return result if bool(batch["real"].all()) else take_rows(result, batch["real"])
+
+
+def _without_tokens(like: Scored) -> Scored:
+    """Returns completions of the same rows that have no tokens: what was not scored."""
+    return Scored(like.logps[:, :0].detach(), like.mask[:, :0])
 
 
 def take_rows(value: T, rows: Tensor) -> T:

@@ -22,7 +22,7 @@ def set_matmul_precision(precision: str, device: torch.device) -> float:
     left, right = torch.randn(2, 512, 512, generator=generator)
     exact = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).cpu().double()
-    error = ((found - exact).norm() / exact.norm()).item()
+    error = float((found - exact).norm() / exact.norm())
     level = logging.WARNING if error > FULL_FP32 else logging.INFO
     logger.log(level, "float32_matmul_precision: %s: products are off by %.1e (relative)", precision, error)
     return error

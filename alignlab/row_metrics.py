@@ -47,7 +47,9 @@ def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, 
             metrics["rewards/chosen"] = _sum_count(output.rewards, good)
             metrics["rewards/rejected"] = _sum_count(output.rewards, ~good)
     else:
-        metrics |= _completion_metrics("chosen", batch.chosen) | _completion_metrics("rejected", batch.rejected)
+        metrics |= _completion_metrics("chosen", batch.chosen)
+        if batch.rejected.mask.shape[1]:  # a loss that does without it has it scored in evaluation only
+            metrics |= _completion_metrics("rejected", batch.rejected)
         if output.chosen_rewards is not None and output.rejected_rewards is not None:
             chosen, rejected = output.chosen_rewards, output.rejected_rewards
             metrics["rewards/chosen"], metrics["rewards/rejected"] = _sum_count(chosen), _sum_count(rejected)

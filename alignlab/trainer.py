@@ -36,6 +36,7 @@ from .router import router_of
 from .row_metrics import Halves, MetricSums, halves, joined_margins, means, padding, row_metrics
 from .scoring_pass import fill_caches
 from .step import PreferenceStep
+from .throughput import Throughput, peak_memory
 from .training_data import DataSource, TrainingData
 
 LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
@@ -111,6 +112,7 @@ class PreferenceTrainer(ResumableTrainer):
         self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
         self._answers = AnswerMetrics(args, self.data, tokenizer, self.frozen, self.layout, self._autocast)
         self._sums, self._guard_pending = MetricSums(), False
+        self._throughput = Throughput()
         self._step = PreferenceStep(
             self.loss,
             self.frozen,
@@ -153,15 +155,15 @@ class PreferenceTrainer(ResumableTrainer):
         pad = models.pad_token_id(self.processing_class)
         fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
 
-    @property
-    def _scored_fields(self) -> tuple[str, ...]:
-        """The completions of a row that the policy scores with gradient."""
-        return tuple(field for field in self.data.fields if field != "mismatched")
+    def _scored_fields(self, *, training: bool) -> tuple[str, ...]:
+        """Returns the completions of a row that the loss is given; evaluation measures the rejected one in any case."""
+        needless = {"mismatched"} | ({"rejected"} if training and not self.loss.needs.rejected else set())
+        return tuple(field for field in self.data.fields if field not in needless)
 
-    def _dataloader(self, dataset: Any, sampler: StepSampler) -> DataLoader[Any]:
+    def _dataloader(self, dataset: Any, sampler: StepSampler, *, training: bool = True) -> DataLoader[Any]:
         args, needs = self.args, self.loss.needs
         collator = PreferenceCollator(
-            self._scored_fields,
+            self._scored_fields(training=training),
             models.pad_token_id(self.processing_class),
             mismatched=needs.mismatched,
             score_prompt=needs.prompt_logps,
@@ -195,7 +197,7 @@ class PreferenceTrainer(ResumableTrainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
-            tokens=row_tokens(self.train_dataset, self._scored_fields),
+            tokens=row_tokens(self.train_dataset, self._scored_fields(training=True)),
             length_window=args.length_window,
         )
         return self._dataloader(self.train_dataset, sampler)
@@ -210,10 +212,13 @@ class PreferenceTrainer(ResumableTrainer):
         batch = args.per_device_eval_batch_size
         by_length: dict[str, Any] = {}
         if self.layout == "padded" and self.loss.needs.coupled != "micro_batch":
-            by_length = {"tokens": row_tokens(dataset, self._scored_fields), "length_window": len(dataset)}
+            by_length = {
+                "tokens": row_tokens(dataset, self._scored_fields(training=False)),
+                "length_window": len(dataset),
+            }
         ranks = {"world": args.world_size, "rank": args.process_index}
         sampler = StepSampler(len(dataset), batch, shuffle=False, **ranks, **by_length)
-        return self._dataloader(dataset, sampler)
+        return self._dataloader(dataset, sampler, training=False)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -227,6 +232,7 @@ class PreferenceTrainer(ResumableTrainer):
             if self._sync is not None:
                 self._sync.load(Path(resume_from_checkpoint))
         self._guard_pending = resume_from_checkpoint is None and REFERENCE in self.frozen
+        self._throughput.start()
         return result
 
     def get_batch_samples(
@@ -285,7 +291,9 @@ class PreferenceTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics since the last log to a training log, reduced over ranks once."""
         if "loss" in logs:
-            logs |= {name: value for name, value in self._reduced(self._sums).items() if name != "objective"}
+            parts, peaks = zip(*gather_object([(self._sums.drain(), peak_memory())]), strict=True)
+            logs |= {name: value for name, value in means(list(parts)).items() if name != "objective"}
+            logs |= self._throughput.lap(parts) | {"memory/peak_gb": max(peaks)}
         super().log(logs, start_time)
 
     def _reduced(self, sums: MetricSums) -> dict[str, float]:
@@ -312,7 +320,8 @@ class PreferenceTrainer(ResumableTrainer):
         if eval_dataset is not None and not self.data.is_known(eval_dataset):
             eval_dataset = self.data.prepared_sets(eval_dataset)
             self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
-        result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with self._throughput.stopped():
+            result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return result
 
     def evaluation_loop(

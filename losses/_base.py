@@ -181,6 +181,8 @@ class Needs:
         prompt_logps: log-probabilities of the prompt's tokens.
         second_moment: log sum of squared policy probabilities at each position.
         gold: a third completion.
+        rejected: the rejected completion; without it a training step scores the chosen one alone, and the batch's
+            rejected ones have no tokens.
         columns: columns that every row must have ("group", "margin", "score_chosen", "rewards", ...).
         rewards: how many explicit rewards each completion must carry.
         scorers: names of other frozen models whose log-probabilities are needed.
@@ -199,6 +201,7 @@ class Needs:
     prompt_logps: bool = False
     second_moment: bool = False
     gold: bool = False
+    rejected: bool = True
     columns: tuple[str, ...] = ()
     rewards: int = 0
     scorers: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ class SFT(Loss):
         super().__init__()
         self.reduction = reduction
         coupled = reduction == "token" or data == "labelled"
-        self.needs = Needs(data=data, coupled="step" if coupled else "none")
+        self.needs = Needs(data=data, rejected=data != "pairs", coupled="step" if coupled else "none")
 
     def totals(self, batch: Batch) -> Totals:
         if self.needs.coupled == "none":

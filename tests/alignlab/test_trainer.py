@@ -248,3 +248,19 @@ def test_rows_in_the_order_of_the_data_and_their_padding_in_the_log(tokenizer: A
         lengths = [len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in first for side in ("chosen", "rejected")]
     assert found["padded"] == pytest.approx([1 - sum(lengths) / (8 * max(lengths))])
     assert found["packed"] == [0.0]
+
+
+def test_supervised_training_leaves_the_rejected_completion_out(tokenizer: Any, tmp_path: Path) -> None:
+    """Its tokens do not go through the model in training; losses equal those of the chosen completions as rows."""
+    rows = make_rows(16)
+    pairs = trainer(tokenizer, tmp_path, {"name": "sft"}, rows, evaluation=rows)
+    batch = next(iter(pairs.get_train_dataloader()))
+    assert batch["completions"]["fields"] == ["chosen"]
+    chosen = pairs.data.train.select(batch["row"].tolist())
+    expected = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in chosen)
+    assert batch["completions"]["input_ids"].numel() == expected
+    labelled = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in rows]
+    alone = trainer(tokenizer, tmp_path, {"name": "sft", "data": "labelled"}, labelled)
+    assert trajectory(pairs) == pytest.approx(trajectory(alone), abs=1e-6)
+    assert not any("logps/rejected" in entry for entry in pairs.state.log_history)
+    assert pairs.evaluate()["eval_lengths/rejected"] > 1
