@@ -189,7 +189,7 @@ def _series(log: list[dict[str, Any]]) -> tuple[dict[str, Series], dict[str, int
         if "train_runtime" in keys:  # the summary at the end of training
             continue
         for key in keys:
-            if key not in _BOOKKEEPING and not key.endswith(_TIMINGS):
+            if key not in _BOOKKEEPING and ("/" in key or not key.endswith(_TIMINGS)):
                 column = columns.setdefault(key, ([], []))
                 column[0].extend(steps)
                 column[1].extend([entry[key] for entry in entries])
