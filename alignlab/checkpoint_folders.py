@@ -54,11 +54,12 @@ def written_aside(final: Path, zero_stage: int | None = None, resumable: bool = 
         _seal(aside, int(final.name.split("-")[1]), zero_stage, resumable)
         from_main(lambda: _publish(aside, final))
     except (OSError, SafetensorError, RuntimeError) as error:
+        free = shutil.disk_usage(final.parent).free / 1e6  # of a full disk, torch.save says "unexpected pos"
         if is_main():
-            shutil.rmtree(aside, ignore_errors=True)  # whatever stopped us, the space is needed
+            shutil.rmtree(aside, ignore_errors=True)
         kept = [one.path.name for one in _found(final.parent) if one.manifest]
         rest = f"{kept[0]} is the newest that is complete" if kept else "there is no earlier one"
-        raise OSError(f"{final} could not be saved: {error}; {rest}") from error
+        raise OSError(f"{final} could not be saved ({free:.1f} MB are free there): {error}; {rest}") from error
 
 
 def _make_afresh(folder: Path) -> None:

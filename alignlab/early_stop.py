@@ -19,8 +19,10 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _FIRST_SAVE = 0.05  # of the limit: how long saving is taken to last before the run has saved once
 
 
-class StoppedEarly(Exception):
+class StoppedEarly(BaseException):
     """A run was told to stop before its end; everything it needs to go on is saved.
+
+    Not an ``Exception``: code that tries something out and goes on if it fails must not take it for a failure.
 
     Attributes:
         together: whether all ranks stop at the same place, so that they may still wait for each other.
