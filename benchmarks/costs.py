@@ -54,8 +54,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help=f"timed steps, after {WARM_UP} that are not")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--profile", action="store_true", help="print where a DPO step's time goes, and nothing else")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.profile:
+        profile(options)
+        return
     if options.worker:
         print("RESULT " + json.dumps(measure({**BASE, **json.loads(options.worker)}, options)))
         return
@@ -207,6 +211,59 @@ def trained_flops(trainer: Any, tokens: float, case: dict[str, Any]) -> float:
     batch = next(iter(trainer.get_train_dataloader()))
     predicted = len(batch["completions"]["predict"]) / batch["completions"]["shares"].gt(0).sum().item()
     return 6 * tokens * (body + head * predicted)
+
+
+GROUPS = {  # operators whose own time is shown together
+    "linear layers and head": ("mm", "addmm", "bmm", "linear", "matmul"),
+    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention"),
+    "optimiser": ("fused_adam", "_foreach", "adam"),
+    "norms, activations, additions": (
+        "mul",
+        "add",
+        "silu",
+        "rsqrt",
+        "pow",
+        "mean",
+        "neg",
+        "sub",
+        "div",
+        "sum",
+        "native",
+    ),
+    "copies": ("copy", "cat", "clone", "index", "embedding", "fill", "zero", "slice", "contiguous", "empty"),
+    "softmax, logarithms": ("exp", "log", "softmax", "where", "amax", "max"),
+}
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Prints the shares of a DPO step's processor time by groups of operators, after the warm-up."""
+    import logging
+
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+    from transformers import TrainerCallback
+
+    logging.disable(logging.WARNING)
+    trainer = make_trainer(BASE, options)
+    watch = profiled(activities=[ProfilerActivity.CPU])
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == WARM_UP:
+                watch.start()
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    watch.stop()
+    shares: dict[str, float] = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for event in watch.key_averages():
+        name = event.key.removeprefix("aten::")
+        group = next((group for group, words in GROUPS.items() if name.lstrip("_").startswith(words)), "other")
+        shares[group] += event.self_cpu_time_total
+    whole = sum(shares.values())
+    for group, part in shares.items():
+        print(f"{group:32} {part / whole:6.1%}")
+    print(watch.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=50))
 
 
 def matmul_rate() -> float:
