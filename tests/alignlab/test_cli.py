@@ -61,7 +61,7 @@ def test_help_comes_at_once():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "losses", "data", "cache", "demo"):
+    for command in ("train", "losses", "data", "cache", "eval", "demo"):
         assert f"\n    {command} " in done.stdout
 
 

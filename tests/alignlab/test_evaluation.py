@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -21,9 +23,11 @@ from alignlab.config import PreferenceConfig
 from alignlab.data import prepare
 from alignlab.data.collate import sequence
 from alignlab.dialogues import read_dialogues
+from alignlab.eval_callback import LOGGED
+from alignlab.eval_command import _parser, read_judge
 from alignlab.evaluation import EvalOptions, evaluate
 from alignlab.generate import log_likelihoods, sequence_kl
-from alignlab.judges import Verdict
+from alignlab.judges import Verdict, build_judge
 from alignlab.measure import (
     AnswerRow,
     PairRow,
@@ -366,3 +370,44 @@ def test_two_ranks_measure_what_one_process_does(folder: Path, tmp_path: Path) -
     ]
     assert texts[0] == texts[1]
     assert done.stdout.count("held-out pairs") == 1
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_pages_commands_are_understood() -> None:
+    commands = [line for block in fenced("bash") for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
+        program, name, *words = shlex.split(command)
+        assert (program, name) == ("alignlab", "eval")
+        arguments = vars(_parser().parse_args(words))
+        assert EvalOptions(**{**arguments, "judge": read_judge(arguments["judge"])}).model == "runs/dpo"
+
+
+def test_the_pages_judge_is_made() -> None:
+    spec = read_judge(shlex.split(fenced("bash")[1])[-1])
+    assert build_judge(spec or "").description == "judge-large at https://judge.example/v1"
+
+
+def test_the_pages_python_runs() -> None:
+    (code,) = fenced("python")
+    exec(compile(code, "metrics.md", "exec"), {})
+
+
+def test_the_page_explains_every_figure(folder: Path, tmp_path: Path) -> None:
+    """Sections and figures of a whole evaluation stand in the tables; names in the log stand in the text."""
+    words = ["--reference", str(folder / "reference"), "--generate", "2", "--samples", "2", "--max_new_tokens", "2"]
+    result = run_eval(folder, tmp_path / "out.json", *words, "--judge", f"{folder}/judge.py:letters")
+    for part in ("pairs", "answers"):
+        for section, figures in result[part].items():
+            if isinstance(figures, dict):
+                assert f"`{section}/" in PAGE or f"`{section}`" in PAGE, section
+    for name in LOGGED:
+        assert name in PAGE.split("## During training")[1], name
