@@ -82,8 +82,13 @@ def test_generations_leave_the_run_as_it_is(tmp_path: Path) -> None:
 def test_an_adapters_base_is_at_hand_as_the_reference(tmp_path: Path) -> None:
     from peft import LoraConfig
 
-    args = {"max_steps": 1, "eval_generations": 2, "reference": "adapter_off"}
-    values = {"output_dir": str(tmp_path / "run"), "eval_strategy": "no", "learning_rate": 5e-2, "disable_tqdm": True}
+    args: dict[str, Any] = {"max_steps": 1, "eval_generations": 2, "reference": "adapter_off"}
+    values: dict[str, Any] = {
+        "output_dir": str(tmp_path / "run"),
+        "eval_strategy": "no",
+        "learning_rate": 5e-2,
+        "disable_tqdm": True,
+    }
     options = PreferenceConfig(**{**values, **args, "eval_max_new_tokens": 8, "save_strategy": "no"})
     peft = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")
     run = PreferenceTrainer(

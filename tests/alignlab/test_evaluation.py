@@ -171,7 +171,7 @@ def test_answers_are_scored_under_both_models(
     """log p, its ratio to the reference and the KL over the whole vocabulary, against separate plain forwards."""
     mode = choose_layout(layout, [policy, other], PAD)
     options: dict[str, Any] = {"samples": 2, "max_new_tokens": 8, "batch_size": 3, "mode": mode}
-    rows = answer_rows(policy, tokenizer, dataset, 4, {}.get, lambda: nullcontext(other), **options)
+    rows = answer_rows(policy, tokenizer, dataset, 4, lambda _: None, lambda: nullcontext(other), **options)
     assert [(row.row, row.sample) for row in rows] == [(n, k) for n in range(4) for k in range(2)]
     prompts = [dataset[row.row]["prompt_ids"] for row in rows]
     seeds = [row.row * 2 + row.sample for row in rows]

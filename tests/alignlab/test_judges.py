@@ -143,7 +143,8 @@ def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path, tokeniz
 
 
 def test_prompt_text() -> None:
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": [{"type": "text", "text": "Yes?"}]}]
+    parts = [{"type": "text", "text": "Yes?"}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": parts}]
     assert prompt_text(turns) == "user: Hello\n\nassistant: Yes?\n\n"
 
 
