@@ -139,7 +139,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "reward model's path, an address https://.../v1, or {name: one of these, option: ...}."
         },
     )
-    max_wall_time: float | str | None = field(
+    max_wall_time: str | float | None = field(
         default=None,
         metadata={
             "help": "Seconds or [D-]HH:MM:SS from the start of the process: saves and stops, with exit status 75, "

@@ -116,7 +116,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
 
 
 def duration(name: str, value: float | str | None) -> float | None:
-    """Returns a length of time in seconds: a number of them, or text [D-]HH:MM:SS.
+    """Returns a length of time in seconds: a number of them, also as text, or [D-]HH:MM:SS.
 
     Raises:
         ValueError: neither, or not more than 0.
@@ -126,10 +126,14 @@ def duration(name: str, value: float | str | None) -> float | None:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", value) if isinstance(value, str) else None
     if match is not None:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        value = 86400.0 * days + 3600 * hours + 60 * minutes + seconds
-    if isinstance(value, str) or value <= 0:
+        value = 86400 * days + 3600 * hours + 60 * minutes + seconds
+    try:
+        found = float(value)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
         raise ValueError(f"{name}: expected seconds, or time as [D-]HH:MM:SS, more than 0; found {value!r}")
-    return float(value)
+    return found
 
 
 def check_sources(data: DataConfig) -> None:
