@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 PALETTE = ("#3b82c4", "#d9622b", "#2f9e62", "#b0559e", "#a98600", "#c43b4e", "#0f9aa8", "#8a7a6a")
 INK, GRID = "#010203", "#010204"  # replaced in SVG by what the page's theme says; drawn as they are in PNG
 MAX_POINTS = 300
+STEPS = "optimiser step"
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "alignlab",  # the same chart is the same file
@@ -57,7 +59,7 @@ class Chart:
     note: str
     y_label: str
     lines: list[Line]
-    x_label: str = "optimiser step"
+    x_label: str = STEPS
     marks: list[tuple[str, float, float]] = field(default_factory=list)  # words at points
 
     def __bool__(self) -> bool:
@@ -121,26 +123,29 @@ def png(chart: Chart, path: Path) -> None:
 
 def _draw(chart: Chart, title: bool = False) -> Figure:
     labelled = [line for line in chart.lines if line.label]
-    legend = 0.21 * ((len(labelled) + 1) // 2)
+    labels = [short(line.label) for line in labelled]
+    columns = 2 if max(map(len, labels), default=0) <= 18 else 1
+    legend = 0.21 * -(-len(labels) // columns)
     # Margins in inches, given rather than found by a layout engine: that draws every chart twice.
     width, height = 4.7, 2.8 + legend
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(0.75 / width, (0.55 + legend) / height, 1 - 0.15 / width, 1 - 0.3 / height)
+    figure.subplots_adjust(0.9 / width, (0.55 + legend) / height, 1 - 0.15 / width, 1 - 0.3 / height)
     axes = figure.add_subplot()
     axes.grid(color=GRID, linewidth=0.6, alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     handles = [_line(axes, line) for line in chart.lines]
     for words, x, y in chart.marks:
-        axes.annotate(short(words, 24), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(short(words, 24), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=9)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
+    if chart.x_label == STEPS:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if title:
         axes.set_title(chart.title, fontsize=11)
     if labelled:
         shown = [handle for handle, line in zip(handles, chart.lines, strict=True) if line.label]
-        labels = [short(line.label) for line in labelled]
-        figure.legend(shown, labels, loc="lower center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(shown, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

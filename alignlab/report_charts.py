@@ -113,9 +113,8 @@ def _groups(run: RunRecord) -> list[Chart]:
     charts = []
     for kind, title, y_label, note in _GROUP_CHARTS:
         found = [re.fullmatch(rf"group/(.*)/{kind}", name, re.DOTALL) for name in run.series]
-        names = sorted(match[1] for match in found if match)
-        lines = [_line(run.series[f"group/{name}/{kind}"], name, index) for index, name in enumerate(names)]
-        charts.append(Chart(f"group_{kind}", title, note, y_label, lines))
+        names = [(match[0], match[1]) for match in found if match]
+        charts.append(_curves(run, f"group_{kind}", title, note, y_label, sorted(names)))
     return charts
 
 
@@ -131,7 +130,12 @@ def _others(run: RunRecord) -> list[Chart]:
     for name in dict.fromkeys(_trained_name(run, one) for one in sorted(run.series) if not _KNOWN.fullmatch(one)):
         family, _, label = name.rpartition("/")
         families.setdefault(family or name, []).append((name, label))
-    return [_curves(run, f"other_{index}", one, "", "", names) for index, (one, names) in enumerate(families.items())]
+    charts = []
+    for index, (family, names) in enumerate(families.items()):
+        title = names[0][0] if len(names) == 1 else family
+        named = [(names[0][0], "training")] if len(names) == 1 else names
+        charts.append(_curves(run, f"other_{index}", title, "", "", named))
+    return charts
 
 
 def _trained_name(run: RunRecord, name: str) -> str:
