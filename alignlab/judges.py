@@ -18,6 +18,7 @@ from .config_parser import readable_type, unknown_key
 
 Prompt = str | list[dict[str, Any]]  # as the data has it: text, or messages
 
+DISAGREE = "the orders disagree"
 _FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
 
 
@@ -186,7 +187,7 @@ def both_orders(first: float, second: float) -> Verdict:
     one, other = (_decided(value) for value in (first, second))
     if one == other:
         return Verdict(one)
-    return Verdict(0.5, note="the orders disagree")
+    return Verdict(0.5, note=DISAGREE)
 
 
 def _decided(value: float) -> float:

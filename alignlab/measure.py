@@ -19,7 +19,7 @@ from . import models, scoring
 from .data.collate import sequence
 from .data.layout import Mode, ScoredSequence, layout_fields, layout_sequences
 from .frozen_models import evaluating
-from .judges import Comparison, Prompt, Verdict
+from .judges import DISAGREE, Comparison, Prompt, Verdict
 from .lm_head import head_of
 from .metrics import formulas
 from .metrics.formulas import Figures
@@ -273,7 +273,8 @@ def answer_figures(rows: Sequence[AnswerRow]) -> Figures:
     """Returns the figures of sampled answers in sections: length, diversity, and what is known of kl, win, reward.
 
     "diversity" is over all answers, "diversity_within" over the answers of each prompt where there are several.
-    "win" counts judged answers only; ``unjudged`` says how many were not.
+    "win" counts judged answers only; ``unjudged`` says how many were not, ``disagreed`` in how many a judge that was
+    asked in both orders contradicted itself.
     """
     lengths, texts = _column(rows, "tokens"), [row.answer for row in rows]
     figures: Figures = {
@@ -292,7 +293,8 @@ def answer_figures(rows: Sequence[AnswerRow]) -> Figures:
     verdicts = [row.verdict for row in rows if row.verdict is not None]
     outcomes = [one.outcome for one in verdicts if one.outcome is not None]
     if verdicts:
-        figures["win"] = (formulas.win_rate(outcomes) if outcomes else {}) | {"unjudged": len(verdicts) - len(outcomes)}
+        asked = {"unjudged": len(verdicts) - len(outcomes), "disagreed": sum(one.note == DISAGREE for one in verdicts)}
+        figures["win"] = (formulas.win_rate(outcomes) if outcomes else {}) | asked
     rewarded = [row for row in rows if row.verdict is not None and row.verdict.reward is not None]
     if rewarded:
         rewards = [row.verdict.reward for row in rewarded if row.verdict and row.verdict.reward is not None]

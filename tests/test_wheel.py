@@ -63,3 +63,10 @@ def test_train_with_a_shipped_config(python, tmp_path, model_path):
     overrides = ["--model.name_or_path", str(model_path), "--data.eval_rows", "2", "--max_steps", "2"]
     run(str(python), "-m", "alignlab", "train", "dpo", *overrides, cwd=tmp_path)
     assert (tmp_path / "runs" / "dpo" / "model.safetensors").is_file()
+
+
+def test_metrics_load_by_path(python, tmp_path):
+    load = "evaluate.load(metrics.path('win_rate')).compute(outcomes=[1.0, 0.5])"
+    script = f"import evaluate; from alignlab import metrics; print({load})"
+    shown = run(str(python), "-c", script, cwd=tmp_path, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    assert "'win_rate': 0.75" in shown

@@ -283,10 +283,11 @@ def self_bleu(texts: Sequence[Sequence[str]], order: int = 4) -> list[float]:
     counts = [[Counter(_ngrams(tokens, n)) for n in range(1, order + 1)] for tokens in texts]
     highest = [_two_highest(counted[n] for counted in counts) for n in range(order)]
     lengths = [len(tokens) for tokens in texts]
+    spread = Counter(lengths)
     scores = []
     for index, counted in enumerate(counts):
         length = lengths[index]
-        others = lengths[:index] + lengths[index + 1 :]
+        others = [one for one, texts_of_it in spread.items() if texts_of_it > (one == length)]
         if length == 0:
             scores.append(float(0 in others))
             continue

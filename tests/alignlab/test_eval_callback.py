@@ -66,6 +66,31 @@ def test_metrics_stand_in_the_log_of_each_evaluation(tmp_path: Path) -> None:
     assert run.evaluate()["eval_generation/kl"] == last["kl"], "the same seeds at every evaluation"
 
 
+NOTING = """
+import json, pathlib
+def noting(prompt, completion):
+    with pathlib.Path(__file__).with_name("seen.jsonl").open("a") as file:
+        file.write(json.dumps([prompt, completion]) + "\\n")
+    return 0.0
+"""
+
+
+@pytest.mark.parametrize("held_out", ["rows", "number"])
+def test_the_judge_sees_the_data_as_it_stands(held_out: str, tmp_path: Path) -> None:
+    """Prompt and chosen completion of the rows themselves: of a list of its own, or held out of the training rows."""
+    (tmp_path / "judge.py").write_text(NOTING)
+    judge = f"{tmp_path}/judge.py:noting"
+    options = {"eval_generations": 3, "eval_judge": judge, "eval_strategy": "no"}
+    run = trainer(tmp_path, evaluation=None if held_out == "rows" else 4, **options)
+    run.evaluate()
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    rows = make_rows(5, seed=9) if held_out == "rows" else make_rows(12)
+    chosen = {str(row["prompt"]): row["chosen"] for row in rows}
+    assert len({prompt for prompt, _ in seen}) == 3
+    assert [completion for _, completion in seen[1::2]] == [chosen[prompt] for prompt, _ in seen[1::2]]
+    assert [prompt for prompt, _ in seen[::2]] == [prompt for prompt, _ in seen[1::2]]
+
+
 def test_generations_leave_the_run_as_it_is(tmp_path: Path) -> None:
     """Losses and weights are the same bit for bit with and without them."""
     runs = [trainer(tmp_path / str(count), eval_generations=count) for count in (0, 3)]

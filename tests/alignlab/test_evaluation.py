@@ -27,7 +27,7 @@ from alignlab.eval_callback import LOGGED
 from alignlab.eval_command import _parser, read_judge
 from alignlab.evaluation import EvalOptions, evaluate
 from alignlab.generate import log_likelihoods, sequence_kl
-from alignlab.judges import Verdict, build_judge
+from alignlab.judges import DISAGREE, Verdict, build_judge
 from alignlab.measure import (
     AnswerRow,
     PairRow,
@@ -188,7 +188,7 @@ def test_answers_are_scored_under_both_models(
 
 def test_figures_of_answers() -> None:
     """Two judged answers and an unjudged one; rewards 1 and 3 on lengths 2 and 4: slope 1."""
-    verdicts = [Verdict(1.0, 1.0, 0.0), Verdict(0.5, 3.0, 3.0), Verdict(None, note="no")]
+    verdicts = [Verdict(1.0, 1.0, 0.0), Verdict(0.5, 3.0, 3.0, note=DISAGREE), Verdict(None, note="no")]
     rows = [
         AnswerRow(n, 0, "f", "p", f"answer {n}", "gold", 2 * n + 2, 2, n < 2, -1.0, [0.5], [0.25], verdict)
         for n, verdict in enumerate(verdicts)
@@ -202,7 +202,7 @@ def test_figures_of_answers() -> None:
         "finished": pytest.approx(2 / 3),
     }
     assert figures["win"]["win_rate"] == 0.75
-    assert figures["win"]["unjudged"] == 1
+    assert (figures["win"]["unjudged"], figures["win"]["disagreed"]) == (1, 1)
     assert figures["reward"] == {
         "mean": 2.0,
         "error": pytest.approx(1.0),
@@ -218,7 +218,7 @@ def test_figures_of_answers() -> None:
 
 def test_only_judged_answers_count(caplog: pytest.LogCaptureFixture) -> None:
     row = AnswerRow(0, 0, "f", "p", "x", "y", 1, 1, True, -1.0, [], [], Verdict(None, note="no"))
-    assert answer_figures([row])["win"] == {"unjudged": 1}
+    assert answer_figures([row])["win"] == {"unjudged": 1, "disagreed": 0}
 
 
 def test_prompts_are_taken_once(tokenizer: Any) -> None:
