@@ -52,7 +52,10 @@ def log_of(folder):
     """The log without what a clock says."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     timed = ("_runtime", "_per_second", "train_loss")
-    return [{k: v for k, v in entry.items() if not k.endswith(timed) and "speed/" not in k} for entry in log]
+    return [
+        {k: v for k, v in entry.items() if not k.endswith(timed) and not k.startswith(("speed/", "memory/"))}
+        for entry in log
+    ]
 
 
 def fake_run(folder, log, metrics=None, **config):
