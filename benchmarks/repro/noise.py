@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +115,18 @@ def levels(runs: results.Runs, part: str, method: str) -> list[float]:
 def conclude(runs: results.Runs, chosen: argparse.Namespace) -> None:
     """Writes the claims and the figure."""
     claims = results.Claims()
-    for other, level in (("DPO all pairs", 1.0), ("DPO half the pairs", 0.5)):
-        base = rewards(runs, other, level, "balance")
+    figures = ((rewards, "reward"), (shortfalls, "reward short of the best at its own KL"))
+    for (figure, words), (other, level) in product(figures, (("DPO all pairs", 1.0), ("DPO half the pairs", 0.5))):
+        base = figure(runs, other, level, "balance")
         for share in levels(runs, "balance", "KTO"):
-            kto_rewards = rewards(runs, "KTO", share, "balance")
-            differences = [a - b for a, b in zip(kto_rewards, base, strict=True)]
-            claims.add(f"reward of KTO at {share:.0%} desirable less that of {other}", differences)
+            differences = [a - b for a, b in zip(figure(runs, "KTO", share, "balance"), base, strict=True)]
+            claims.add(f"{words} of KTO at {share:.0%} desirable less that of {other}", differences)
     for share in levels(runs, "balance", "KTO unweighted"):
         both = zip(
             rewards(runs, "KTO", share, "balance"), rewards(runs, "KTO unweighted", share, "balance"), strict=True
         )
         claims.add(f"reward of KTO at {share:.0%} desirable less that without weights", [a - b for a, b in both])
-    for figure, words in ((rewards, "reward"), (shortfalls, "reward short of the best at its own KL")):
+    for figure, words in figures:
         for level in levels(runs, "noise", "cDPO"):
             base = figure(runs, "DPO", level, "noise")
             for method in ("cDPO", "robust DPO", "IPO"):
