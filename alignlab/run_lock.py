@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from .checkpoint_folders import clean
 from .ranks import from_main, is_main
 
-LOCK = ".alignlab.lock"
+LOCK, HOLDER = ".alignlab.lock", ".alignlab.holder"  # the second is for people
 _PATIENCE = 5.0  # seconds: a run that was just killed may still be dying
 _locks: dict[Path, FileLock] = {}
 
@@ -38,6 +38,13 @@ def _lock(folder: Path) -> FileLock:
     return _locks.setdefault(folder.resolve(), FileLock(folder / LOCK))
 
 
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / HOLDER).read_text(encoding="utf-8").strip()
+    except OSError:
+        return "it does not say which"
+
+
 def _take(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
@@ -45,11 +52,10 @@ def _take(folder: Path) -> None:
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        holder = (folder / LOCK).read_text(encoding="utf-8").strip()
         raise ValueError(
-            f"output_dir: another run is writing to {folder}{f' ({holder})' if holder else ''}; wait for its end, or "
-            "choose another output_dir"
+            f"output_dir: another run is writing to {folder} ({_holder(folder)}); wait for its end, or choose another "
+            f"output_dir (lock: {folder / LOCK})"
         ) from None
     if first:
-        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         clean(folder)

@@ -26,7 +26,7 @@ from alignlab.config_checks import duration
 from alignlab.early_stop import WallClock
 from alignlab.losses import Facts
 from alignlab.manifest import MANIFEST, read_manifest
-from alignlab.run_lock import LOCK, only_run_in
+from alignlab.run_lock import HOLDER, only_run_in
 from alignlab.trainer import PreferenceTrainer
 
 
@@ -176,13 +176,13 @@ def test_a_checkpoint_is_replaced_by_its_successor(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-HOLDER = "import sys, time; from pathlib import Path; from alignlab.run_lock import only_run_in\n"
-HOLDER += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+SCRIPT = "import sys, time; from pathlib import Path; from alignlab.run_lock import only_run_in\n"
+SCRIPT += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_one_run_a_folder_until_it_dies(tmp_path: Path, monkeypatch: Any) -> None:
     """Refused while another process lives, naming it; free as soon as it is killed; held twice by one process."""
-    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     monkeypatch.setattr("alignlab.run_lock._PATIENCE", 0.1)
@@ -194,7 +194,7 @@ def test_one_run_a_folder_until_it_dies(tmp_path: Path, monkeypatch: Any) -> Non
     other.send_signal(signal.SIGKILL)
     other.communicate()
     with only_run_in(tmp_path), only_run_in(tmp_path):
-        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / HOLDER).read_text().startswith(f"process {os.getpid()} on ")
 
 
 # ---- what the trainer makes of it ----------------------------------------------------------------------------------
