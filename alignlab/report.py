@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from .charts import MAX_POINTS, Chart, png, printable, svg, thinned
 from .config_parser import write_yaml
-from .report_charts import comparison_charts, run_charts
+from .report_charts import COMPARED, comparison_charts, run_charts
 from .report_tables import (
     config_differences,
     data_tables,
@@ -49,7 +49,7 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path, plots: bool 
     Raises:
         FileNotFoundError, ValueError: one of the folders is not that of a run.
     """
-    runs = read_runs(folders)
+    runs = read_runs(folders, COMPARED)
     charts = comparison_charts(runs)
     page = Path(output)
     _write(page, comparison_page(runs, charts))

@@ -182,6 +182,13 @@ def _together(runs: Sequence[RunRecord], colours: dict[str, int], metric: str, t
     return Chart(key, title, "" if each else "One line a run, one colour a loss.", y_label, lines)
 
 
+# What a comparison draws, tabulates or judges by; reading the rest of many long logs would take half as long again.
+COMPARED = re.compile(
+    r"eval_.*|loss|grad_norm|rewards/.*|logps/.*|logps_per_token/chosen|lengths/.*|speed/tokens_per_second|memory/.*"
+    r"|group/.*accuracy|(.*[_/])?kl(/.*)?|.*generation.*",
+    re.DOTALL,
+)
+
 _Value = Callable[[RunRecord], float | None]
 _Spec = tuple[str, str, str, str, _Value, _Value]  # key, title, x label, y label, x, y (more is better)
 

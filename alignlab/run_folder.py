@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import yaml
 from numpy.typing import NDArray
-
-from .config_parser import read_yaml
 
 _BOOKKEEPING = ("step", "epoch", "total_flos")
 _TIMINGS = ("_runtime", "_per_second")
@@ -75,8 +75,11 @@ class RunRecord:
         return float(found.values[-1]) if found else None
 
 
-def read_run(folder: str | Path, name: str | None = None) -> RunRecord:
+def read_run(folder: str | Path, name: str | None = None, metrics: re.Pattern[str] | None = None) -> RunRecord:
     """Reads a run folder; of a run that has not ended, the state in its newest checkpoint.
+
+    Args:
+        metrics: only those whose names match are read from the log; by default all.
 
     Raises:
         FileNotFoundError: the folder holds no ``trainer_state.json``, nor does a checkpoint in it.
@@ -87,16 +90,16 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecord:
     log = state.get("log_history")
     if not isinstance(log, list):
         raise ValueError(f"{_state_file(folder)}: has no list log_history; is it a trainer's state?")
-    series, not_finite = _series(log)
+    series, not_finite = _series(log, metrics)
     config = folder / "config.yaml"
-    metrics = _optional(folder / "metrics.json")
+    last = _optional(folder / "metrics.json")
     return RunRecord(
         folder=folder,
         name=name or folder.name,
-        config=read_yaml(config) if config.is_file() else {},
+        config=_read_yaml(config) if config.is_file() else {},
         environment=_optional(folder / "environment.json"),
         data=_optional(folder / "data.json"),
-        metrics={key: float(value) for key, value in metrics.items() if _is_number(value)},
+        metrics={key: float(value) for key, value in last.items() if _is_number(value)},
         samples=_optional(folder / "samples.json"),
         series=series,
         not_finite=not_finite,
@@ -106,10 +109,10 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecord:
     )
 
 
-def read_runs(folders: Iterable[str | Path]) -> list[RunRecord]:
-    """Reads several runs, each named by what of its path tells it from the others."""
+def read_runs(folders: Iterable[str | Path], metrics: re.Pattern[str] | None = None) -> list[RunRecord]:
+    """Reads several runs, each named by what of its path tells it from the others; ``metrics`` as in ``read_run``."""
     paths = list(dict.fromkeys(Path(one).resolve() for one in folders))
-    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    return [read_run(path, name, metrics) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
 def short_names(paths: list[Path]) -> list[str]:
@@ -171,11 +174,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a resolved config, which any YAML reader reads alike, with the fast one."""
+    try:
+        value = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(value).__name__}")
+    return value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _series(log: list[dict[str, Any]]) -> tuple[dict[str, Series], dict[str, int]]:
+def _series(log: list[dict[str, Any]], metrics: re.Pattern[str] | None) -> tuple[dict[str, Series], dict[str, int]]:
     """Returns the metrics of a log as arrays, and how many values of each were not finite.
 
     Entries alike in their keys are read column by column: much faster than entry by entry, and most are.
@@ -189,7 +203,8 @@ def _series(log: list[dict[str, Any]]) -> tuple[dict[str, Series], dict[str, int
         if "train_runtime" in keys:  # the summary at the end of training
             continue
         for key in keys:
-            if key not in _BOOKKEEPING and ("/" in key or not key.endswith(_TIMINGS)):
+            is_metric = key not in _BOOKKEEPING and ("/" in key or not key.endswith(_TIMINGS))
+            if is_metric and (metrics is None or metrics.fullmatch(key)):
                 column = columns.setdefault(key, ([], []))
                 column[0].extend(steps)
                 column[1].extend([entry[key] for entry in entries])
