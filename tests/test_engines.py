@@ -11,10 +11,7 @@ from typing import Any
 
 import engine_ranks
 import pytest
-import torch
 from engine_ranks import LOSSES, STEPS
-from making import make_rows
-from transformers import AutoModelForCausalLM
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
