@@ -197,5 +197,7 @@ def check_combinations(config: RunConfig) -> None:
         if training.get("reference") == "adapter_off":
             raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
     evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
-    if evaluates and config.data.eval is None and config.data.eval_rows is None:
-        raise ValueError("eval_strategy: nothing to evaluate on; give data.eval or data.eval_rows")
+    if config.data.eval is None and config.data.eval_rows is None:
+        for name, asked in {"eval_strategy": evaluates, "eval_generations": training.get("eval_generations")}.items():
+            if asked:
+                raise ValueError(f"{name}: nothing to evaluate on; give data.eval or data.eval_rows")

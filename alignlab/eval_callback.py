@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from . import models
 from .batch import REFERENCE
 from .config import PreferenceConfig
 from .data.layout import Mode
@@ -21,6 +22,7 @@ from .measure import AnswerRow, Runner, answer_figures, answer_rows, first_of_ea
 from .metrics.formulas import Figures
 from .ranks import from_main, is_main
 from .reference import Frozen
+from .sampling import end_tokens
 from .training_data import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -53,14 +55,15 @@ class AnswerMetrics:
     measured where the reference can run beside the policy: a live one, or the base or another adapter under it.
 
     Args:
-        args, data, tokenizer, frozen, mode, autocast: those of the trainer.
+        policy, args, data, tokenizer, frozen, mode, autocast: those of the trainer.
 
     Raises:
-        ValueError: ``eval_judge`` names a judge that cannot be made, on every rank.
+        ValueError: ``eval_judge`` names a judge that cannot be made, on every rank; or no answer would ever end.
     """
 
     def __init__(
         self,
+        policy: nn.Module,
         args: PreferenceConfig,
         data: TrainingData,
         tokenizer: PreTrainedTokenizerBase,
@@ -71,6 +74,8 @@ class AnswerMetrics:
         self.args, self.data, self.tokenizer, self.mode, self.autocast = args, data, tokenizer, mode, autocast
         self.reference = _runner(frozen.get(REFERENCE))
         self.judge: Judge | None = None
+        if args.eval_generations:
+            end_tokens(models.unwrap(policy), tokenizer)
         if args.eval_generations and args.eval_judge is not None:
             from_main(self._make_judge)
 
@@ -78,11 +83,12 @@ class AnswerMetrics:
         """On the main rank alone, which judges for all."""
         self.judge = build_judge(self.args.eval_judge or "")
 
-    def __call__(self, policy: nn.Module, dataset: Any) -> dict[str, float]:
-        """Returns the metrics of sampled answers to an evaluation set; nothing where they are switched off."""
+    def __call__(self, policy: nn.Module, evaluated: Any) -> dict[str, float]:
+        """Returns the metrics of sampled answers to the rows evaluated; nothing where they are switched off."""
         args = self.args
         if not args.eval_generations:
             return {}
+        dataset = evaluated.dataset
         places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, args.eval_generations)}
         rows = answer_rows(
             policy,

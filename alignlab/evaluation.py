@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from . import models
 from .config import Dtype, ModelOptions
 from .data import DataOptions, prepare
+from .data.schema import DataReport
 from .dialogues import read_dialogues
 from .judges import Judge, build_judge
 from .measure import (
@@ -92,6 +93,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
         ValueError: bad rows (file and line), options that contradict, a judge that does not exist.
     """
     state = PartialState(cpu=not _has_accelerator())
+    say = say if state.is_main_process else lambda _: None
     judge = None if options.judge is None or not state.is_main_process else build_judge(options.judge)
     with _named("--tokenizer" if options.tokenizer else "model"):
         tokenizer = models.load_tokenizer(_model_options(options, options.model))
@@ -103,7 +105,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
         reference = None if options.reference is None else _load(options, options.reference, state.device)
     pad = models.pad_token_id(tokenizer)
     mode = choose_layout(options.layout, [one for one in (policy, reference) if one is not None], pad)
-    say(f"scoring {len(prepared.dataset)} pairs")
+    say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} pairs")
     shown = state.is_main_process
     pairs = score_pairs(
         policy, prepared.dataset, pad, reference, batch_size=options.batch_size, mode=mode, progress=shown
@@ -117,7 +119,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     if judge is not None:
         say(f"judging {len(answers)} answers by {judge.description}")
         judge_answers(judge, answers)
-    result = _result(options, prepared.report.fingerprint, pairs, answers, judge)
+    result = _result(options, prepared.report, pairs, answers, judge)
     _write(options, result, pairs, answers)
     return result
 
@@ -182,13 +184,14 @@ def _has_accelerator() -> bool:
 
 
 def _result(
-    options: EvalOptions, fingerprint: str, pairs: list[PairRow], answers: list[AnswerRow], judge: Judge | None
+    options: EvalOptions, report: DataReport, pairs: list[PairRow], answers: list[AnswerRow], judge: Judge | None
 ) -> Result:
     from .run import environment
 
     result: Result = {
         **{name: getattr(options, name) for name in ("model", "reference", "data", "beta", "seed", "max_new_tokens")},
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": report.fingerprint,
+        "rows_truncated": report.rows_truncated,
         "pairs": pair_figures(pairs, options.beta),
     }
     if answers:

@@ -110,7 +110,7 @@ class PreferenceTrainer(ResumableTrainer):
         self._fill_caches([self.data.train, *self.data.evaluations()])
         live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
         self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
-        self._answers = AnswerMetrics(args, self.data, tokenizer, self.frozen, self.layout, self._autocast)
+        self._answers = AnswerMetrics(policy, args, self.data, tokenizer, self.frozen, self.layout, self._autocast)
         self._sums, self._guard_pending = MetricSums(), False
         self._throughput = Throughput()
         self._step = PreferenceStep(
@@ -360,7 +360,7 @@ class PreferenceTrainer(ResumableTrainer):
             sums.add(joined_margins(gathered, self.data.groups))
         metrics = self._reduced(sums)
         metrics["loss"] = metrics.pop("objective", float("nan"))
-        metrics |= self._answers(model, dataloader.dataset.dataset)  # type: ignore[attr-defined]
+        metrics |= self._answers(model, dataloader.dataset)
         count = sum(gather_object([rows]))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)

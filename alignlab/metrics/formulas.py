@@ -116,7 +116,7 @@ def sequence_kl(log_ratios: Sequence[ArrayLike], token_kl: Sequence[ArrayLike] |
 
     With r_t = log p(y_t | x, y_<t) - log q(y_t | x, y_<t) at the tokens of a sampled answer, three unbiased estimates
     by the chain rule, each the mean over answers of a sum over tokens:
-    k1 = sum_t r_t; k3 = sum_t (exp(-r_t) - 1 + r_t), never negative and of less variance;
+    k1 = sum_t r_t; k3 = sum_t (exp(-r_t) - 1 + r_t), never negative, of less variance where p is near q;
     exact = sum_t KL_t, where KL_t = sum_v p_v (log p_v - log q_v) over the whole vocabulary at the position.
     ``*_error`` are standard errors of the mean over answers, ``per_token`` is k1 (exact where given) over the mean
     number of tokens.

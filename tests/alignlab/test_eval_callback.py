@@ -80,7 +80,7 @@ def test_the_judge_sees_the_data_as_it_stands(held_out: str, tmp_path: Path) -> 
     """Prompt and chosen completion of the rows themselves: of a list of its own, or held out of the training rows."""
     (tmp_path / "judge.py").write_text(NOTING)
     judge = f"{tmp_path}/judge.py:noting"
-    options = {"eval_generations": 3, "eval_judge": judge, "eval_strategy": "no"}
+    options: dict[str, Any] = {"eval_generations": 3, "eval_judge": judge, "eval_strategy": "no"}
     run = trainer(tmp_path, evaluation=None if held_out == "rows" else 4, **options)
     run.evaluate()
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
@@ -158,6 +158,21 @@ def test_a_judge_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytest.
 def test_mistakes_are_named_before_training(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **options)
+
+
+def test_there_must_be_rows_to_answer() -> None:
+    model, data = {"name_or_path": "m"}, {"train": "t.jsonl"}
+    with pytest.raises(ValueError, match="eval_generations: nothing to evaluate on"):
+        load_config({"loss": {"name": "dpo"}, "model": model, "data": data, "eval_generations": 2})
+
+
+def test_a_model_without_an_end_is_refused_at_the_start(tmp_path: Path) -> None:
+    model: Any = make_model(eos_token_id=None)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    args = PreferenceConfig(output_dir=str(tmp_path), eval_generations=2)
+    with pytest.raises(ValueError, match="no answer would ever end"):
+        PreferenceTrainer(model, args, "sft", make_rows(4), make_rows(2), tokenizer)
 
 
 def test_two_ranks_log_what_one_process_does(tmp_path: Path) -> None:
