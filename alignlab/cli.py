@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _demo(words[1:])
         if words[:1] == ["eval"]:
             return _eval(words[1:])
+        if words[:1] == ["plan"]:
+            return _plan(words[1:])
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help=train, add_help=False)
     score = "fill the score cache for such a run, and stop: alignlab score CONFIG.yaml [--KEY VALUE ...]"
     commands.add_parser("score", help=score, add_help=False)
+    plan = "memory on each GPU before it is spent: alignlab plan CONFIG.yaml --gpus 8 --gpu-memory 80 [--KEY VALUE ...]"
+    commands.add_parser("plan", help=plan, add_help=False)
 
     losses = _command(commands, "losses", _losses, "list the losses, describe one, or check your own")
     losses.add_argument("words", nargs="*", metavar="[NAME | check FILE.py:Name]", help="a loss; or a loss of your own")
@@ -282,6 +286,12 @@ def _eval(words: Sequence[str]) -> int:
     from . import eval_command
 
     return _leave(eval_command.main(words))
+
+
+def _plan(words: Sequence[str]) -> int:
+    from . import planner_command
+
+    return planner_command.main(words)
 
 
 def _report(arguments: argparse.Namespace) -> int:
