@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -124,7 +126,7 @@ class Endpoint(Judge):
     Args:
         url: up to and including ``/v1``. model: its name there.
         key_env: environment variable that holds the key; none is sent where it is not set.
-        timeout: seconds to connect, and between bytes of a reply. attempts: of each request.
+        timeout: seconds to connect, and until a reply is whole. attempts: of each request.
         backoff: seconds that the first retry waits for at most; doubled each time, up to 30.
         workers: comparisons judged at the same time.
         max_requests: of all requests of this judge, retries included; None: no limit.
@@ -165,6 +167,7 @@ class Endpoint(Judge):
         self.backoff, self.workers, self.instructions = backoff, workers, instructions
         self.body = {"temperature": 0, "max_tokens": 512, **(body or {})}
         self.description = f"{model} at {self.url}"
+        self._address = f"{self.url}/chat/completions"
         self._key = _key(key_env)
         self._budget = _Budget(max_requests, max_cost, price_in or 0.0, price_out or 0.0)
         self._failures, self._stopped, self._session = 0, "", requests.Session()
@@ -257,34 +260,42 @@ class Endpoint(Judge):
 
     def _post(self, body: Mapping[str, Any]) -> str:
         """Sends one request and returns the text of the reply."""
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        address = f"{self.url}/chat/completions"
         self._budget.sent()
         try:
-            response = self._session.post(
-                address, json=body, headers=headers, timeout=self.timeout, allow_redirects=False
-            )
+            status, headers, text = self._exchange(body)
         except requests.Timeout as error:
             raise _Temporary(f"no answer within {self.timeout} s") from error
         except requests.RequestException as error:
             raise _Temporary(self._clean(f"{type(error).__name__}: {error}")) from error
-        status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Temporary(f"HTTP {status}", _seconds(response.headers.get("Retry-After")))
+            raise _Temporary(f"HTTP {status}", _seconds(headers.get("Retry-After")))
         if status in (400, 413, 422):  # this one is too long, or not allowed
-            raise _Unjudged(f"HTTP {status}: {self._clean(response.text)}")
+            raise _Unjudged(f"HTTP {status}: {self._clean(text)}")
         if status != 200:
-            raise JudgeError(f"judge: {address} answered HTTP {status}: {self._clean(response.text)}")
-        return self._content(response)
+            raise JudgeError(f"judge: {self._address} answered HTTP {status}: {self._clean(text)}")
+        return self._content(text)
 
-    def _content(self, response: requests.Response) -> str:
+    def _exchange(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
+        """Returns status, headers and text of a reply that is whole within the timeout."""
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        options: dict[str, Any] = {"json": body, "headers": headers, "allow_redirects": False, "stream": True}
+        end = time.monotonic() + self.timeout
+        with self._session.post(self._address, timeout=self.timeout, **options) as response:
+            parts = bytearray()
+            for part in response.iter_content(1):  # a larger piece would wait for all of it, from a server that drips
+                parts += part
+                if time.monotonic() > end:
+                    raise requests.Timeout
+            return response.status_code, response.headers, parts.decode("utf-8", "replace")
+
+    def _content(self, text: str) -> str:
         try:
-            reply = response.json()
-            text = reply["choices"][0]["message"]["content"]
+            reply = json.loads(text)
+            said = reply["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise _Unjudged(f"the reply is no chat completion: {self._clean(response.text)}") from error
+            raise _Unjudged(f"the reply is no chat completion: {self._clean(text)}") from error
         self._budget.spend(reply.get("usage"))
-        return str(text or "")
+        return str(said or "")
 
     def _clean(self, text: str) -> str:
         """Returns the opening of a text on one line, without the key, should a server send it back."""

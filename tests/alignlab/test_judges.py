@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ class Server:
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
+        self.piece, self.pause = 1 << 20, 0.0  # bytes at a time, and seconds between them
         self.answer: Callable[[int, dict[str, Any]], Reply] = lambda number, request: says("Verdict: A")
         self.lock, self.closing = threading.Lock(), threading.Event()
         outer = self
@@ -174,7 +176,10 @@ class Server:
                 for name, value in {**headers, "Content-Length": str(len(data))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(OSError):  # who asked may have gone
+                    for start in range(0, len(data), outer.piece):
+                        self.wfile.write(data[start : start + outer.piece])
+                        outer.closing.wait(outer.pause)
 
             def log_message(self, *words: Any) -> None:
                 """Keeps the test's output clean."""
@@ -276,6 +281,13 @@ def test_a_server_that_hangs_is_left(server: Server) -> None:
     server.answer = answer
     assert server.judge(timeout=0.3)([ONE]) == [Verdict(1.0)]
     assert len(server.seen) == 3
+
+
+def test_a_server_that_drips_is_left(server: Server) -> None:
+    """A byte every 0.1 s never lets a read time out, but the reply is not whole within 0.5 s."""
+    server.answer, server.piece, server.pause = prefers(GOOD), 1, 0.1
+    verdict = server.judge(timeout=0.5, attempts=1)([ONE])[0]
+    assert verdict.note == "after 1 attempts: no answer within 0.5 s"
 
 
 def test_what_fails_for_good_is_unjudged_and_the_rest_goes_on(server: Server, caplog: pytest.LogCaptureFixture) -> None:
