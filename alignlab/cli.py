@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="check every run, say which are done, and run nothing")
     sweep.add_argument("--in-process", action="store_true", help="train all in this process: no imports for each run")
     sweep.add_argument("--slurm", metavar="TEMPLATE", help="write a Slurm array from a job script of launch/ instead")
+    sweep.add_argument(
+        "--sbatch", metavar="OPTIONS", default="", help="with --slurm: --sbatch='--time=60 --gpus-per-node=1'"
+    )
     sweep.add_argument("--submit", action="store_true", help="with --slurm: hand it to sbatch")
 
     demo = "a small model learns a preference, from nothing, in minutes"
@@ -318,8 +321,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from . import sweep_runner
     from .sweep import load_sweep
 
-    if arguments.submit and arguments.slurm is None:
-        raise ValueError("--submit: submit what? --slurm launch/slurm_one_node.sbatch writes an array")
+    if (arguments.submit or arguments.sbatch) and arguments.slurm is None:
+        raise ValueError("--submit, --sbatch: of what? --slurm launch/slurm_one_node.sbatch writes an array")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sweep = load_sweep(arguments.file)
     if arguments.dry_run:
@@ -330,6 +333,6 @@ def _sweep(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.slurm is None:
         return sweep_runner.run_sweep(sweep, arguments.in_process)
-    _, command = sweep_runner.write_array(sweep, arguments.slurm)
+    _, command = sweep_runner.write_array(sweep, arguments.slurm, shlex.split(arguments.sbatch))
     print(shlex.join(command), flush=True)
     return sweep_runner.submit(command) if arguments.submit else 0

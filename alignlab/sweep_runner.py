@@ -115,11 +115,12 @@ exec bash {template} "$@" "$config"
 """
 
 
-def write_array(sweep: Sweep, template: str | Path) -> tuple[Path, list[str]]:
+def write_array(sweep: Sweep, template: str | Path, options: Sequence[str] = ()) -> tuple[Path, list[str]]:
     """Writes ``array.sbatch``, which trains one run a job; returns it and the command that submits what is missing.
 
     Args:
         template: a job script that takes a config and trains into ``RUN_DIR``: ``launch/slurm_one_node.sbatch``.
+        options: further words for sbatch, which count before those in the template.
 
     Raises:
         FileNotFoundError: no such template.
@@ -149,7 +150,7 @@ def write_array(sweep: Sweep, template: str | Path) -> tuple[Path, list[str]]:
         ),
         encoding="utf-8",
     )
-    return script, ["sbatch", f"--array={_ranges(missing)}", str(script)]
+    return script, ["sbatch", f"--array={_ranges(missing)}", *options, str(script)]
 
 
 def submit(command: Sequence[str], say: Say = print) -> int:

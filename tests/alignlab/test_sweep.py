@@ -169,8 +169,8 @@ def test_the_array_has_a_job_for_each_run_and_leaves_out_what_is_done(folder, ca
     done = load_sweep(file).runs[1].folder
     done.mkdir(parents=True)
     (done / "metrics.json").write_text("{}")
-    assert main(["sweep", file, "--slurm", str(TEMPLATE)]) == 0
-    assert capsys.readouterr().out == "sbatch --array=0,2-3 sweep/array.sbatch\n"
+    assert main(["sweep", file, "--slurm", str(TEMPLATE), "--sbatch=--time=9 --gpus-per-node=1"]) == 0
+    assert capsys.readouterr().out == "sbatch --array=0,2-3 --time=9 --gpus-per-node=1 sweep/array.sbatch\n"
     script = Path("sweep/array.sbatch").read_text()
     options = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert options == [line for line in TEMPLATE.read_text().splitlines() if line.startswith("#SBATCH")]
@@ -191,7 +191,7 @@ def test_ranges():
 def test_slurm_errors(folder, capsys):
     file = write(grid={"seed": [0]})
     assert main(["sweep", file, "--submit"]) == 2
-    assert "--submit: submit what?" in capsys.readouterr().err
+    assert "--submit, --sbatch: of what?" in capsys.readouterr().err
     assert main(["sweep", file, "--slurm", "nothing.sbatch"]) == 2
     assert "no template nothing.sbatch" in capsys.readouterr().err
     assert main(["sweep", file, "--slurm", "base.yaml"]) == 2
