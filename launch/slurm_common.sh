@@ -24,7 +24,7 @@ task_command() {
   case "$TASK" in
     train) command=("$python" -m alignlab train "${arguments[@]}" --output_dir "$RUN_DIR" --resume_from_checkpoint auto) ;;
     score) command=("$python" -m alignlab score "${arguments[@]}" --output_dir "$RUN_DIR") ;;
-    eval) command=("$python" -m alignlab eval "$RUN_DIR" --data "$EVAL_DATA") ;;
+    eval) command=("$python" -m alignlab eval "$RUN_DIR" --data "$EVAL_DATA" --output "$RUN_DIR/eval.json") ;;
     *) refuse "TASK is '$TASK'; allowed: train, score, eval" ;;
   esac
   if [[ "$TASK" == eval && -z "$EVAL_DATA" ]]; then

@@ -83,7 +83,9 @@ def test_scoring_and_evaluation_are_tasks_of_the_same_template():
     command = dry_run("slurm_one_node.sbatch", "demo", TASK="score", RUN_DIR="r")[1]
     assert command[command.index("rank") + 1 :] == ["python", "-m", "alignlab", "score", "demo", "--output_dir", "r"]
     command = dry_run("slurm_one_node.sbatch", "demo", TASK="eval", RUN_DIR="r", EVAL_DATA="pairs.jsonl")[1]
-    assert command[command.index("rank") + 1 :] == ["python", "-m", "alignlab", "eval", "r", "--data", "pairs.jsonl"]
+    assert command[command.index("rank") + 1 :] == [
+        *("python", "-m", "alignlab", "eval", "r", "--data", "pairs.jsonl", "--output", "r/eval.json")
+    ]
     assert "--ntasks=1" in command
 
 

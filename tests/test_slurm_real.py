@@ -235,14 +235,15 @@ def test_sweep_trains_every_loss_with_every_beta(folder: Path) -> None:
         assert losses(folder / "sweep" / name)[0] == pytest.approx(first, abs=1e-3)
 
 
-def test_chain_scores_then_trains(folder: Path) -> None:
+def test_chain_scores_then_trains_then_evaluates(folder: Path) -> None:
     """Submitted by submit.py; training starts only when the scores are there, and computes none."""
     run, cache = folder / "chain", folder / "chain-scores"
     options = ["--gpus", "0", "--cpus", "1", "--time", "10", "--run-dir", str(run), "--venv", ENVIRONMENT["VENV"]]
+    options += ["--eval-data", str(folder / "rows.jsonl")]
     overrides = ["--score_cache_dir", str(cache), "--max_steps", "2"]
     words = [sys.executable, str(LAUNCH / "submit.py"), "chain", str(folder / "run.yaml"), *options, *overrides]
     jobs = dict(line.split() for line in slurm(*words, folder=folder, **ENVIRONMENT).splitlines())
-    assert list(jobs) == ["score", "train"]
+    assert list(jobs) == ["score", "train", "eval"]
     assert f"Dependency=afterok:{jobs['score']}" in slurm("scontrol", "show", "job", jobs["train"])
     finish(jobs["score"], folder)
     assert "reference: 64 completions scored" in (run / "logs" / f"score-{jobs['score']}-restart-0.log").read_text()
@@ -250,3 +251,5 @@ def test_chain_scores_then_trains(folder: Path) -> None:
     finish(jobs["train"], folder)
     assert len(losses(run)) == 2
     assert sorted(cache.rglob("*.safetensors")) == shards
+    finish(jobs["eval"], folder)
+    assert json.loads((run / "eval.json").read_text())
