@@ -38,6 +38,7 @@ from .scoring_pass import fill_caches
 from .step import PreferenceStep
 from .throughput import Throughput, peak_memory
 from .training_data import DataSource, TrainingData
+from .universal import is_of_other_ranks, load_universal
 
 LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
@@ -223,10 +224,17 @@ class PreferenceTrainer(ResumableTrainer):
     # ---- training --------------------------------------------------------------------------------------------------
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
+        native = None if converts else resume_from_checkpoint
+        result = super()._prepare_for_training(max_steps, train_dataloader, native)
         check_engine(self.model_wrapped, self.args.deepspeed, self.args.world_size)
         for one in self.frozen.values():
             one.model.policy_is_trained()
+        if converts:
+            strict = not models.is_peft(self.model)
+            load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(self.args.output_dir), strict=strict)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             load_loss(self.loss, Path(resume_from_checkpoint), self.data.facts.groups)
             if self._sync is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import engine_ranks
 import pytest
+import torch
 from engine_ranks import LOSSES, STEPS
+from safetensors.torch import load_file
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -21,13 +24,14 @@ NOT_COMPARED = ("step", "epoch", "learning_rate", "padding", "grad_norm", "per_s
 Log = list[dict[str, float]]
 
 
-def launch(words: list[str], folder: Path, out: Path, **changes: Any) -> None:
-    """Runs ``engine_ranks.py`` under a launcher; offload's first launch on a machine compiles for a minute."""
+def launch(words: list[str], folder: Path, out: Path, **changes: Any) -> str:
+    """Runs ``engine_ranks.py`` under a launcher; returns what it said. Offload's first launch compiles for a minute."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     env["PYTHONPATH"] = str(Path(__file__).parent)
     command = [*words, engine_ranks.__file__, str(folder), str(out), json.dumps(changes)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout + done.stderr
 
 
 def log_of(run: Path) -> Log:
@@ -88,3 +92,36 @@ def test_seven_losses_on_two_ranks_equal_one_process(engine: str, folder: Path) 
     stores = [{path.name for path in (run / "scores").iterdir()} for run in (folder / "one", out)]
     assert stores[0] == stores[1], "the reference has the same fingerprint on shards as whole"
     assert all(stores)
+
+
+RESUME: dict[str, Any] = {
+    "losses": ["group_robust"],
+    "max_steps": 12,
+    "save_strategy": "steps",
+    "save_steps": 6,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.1,
+}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resume_on_another_number_of_ranks_continues_the_trajectory(stage: int, folder: Path) -> None:
+    """Six steps on two ranks and six on one, and the other way round: losses of an uninterrupted run within 1e-5."""
+    changes = {**RESUME, "deepspeed": f"zero{stage}.json"}
+    alone = [*TORCHRUN[:-1], "1"]
+    for name, before, after in (("fewer", TORCHRUN, alone), ("more", alone, TORCHRUN)):
+        whole, out = folder / f"{name}{stage}_whole", folder / f"{name}{stage}"
+        launch(before, folder, whole, **changes)
+        shutil.copytree(whole, out)
+        run, uninterrupted = out / "group_robust", whole / "group_robust"
+        shutil.rmtree(run / "checkpoint-12")
+        said = launch(after, folder, out, **changes, resume_from_checkpoint="auto")
+        assert "it is converted first" in said
+        assert engine_of(run) == {"class": "DeepSpeedEngine", "zero_stage": stage, "ranks": int(after[-1])}
+        expected, found = ([e["loss"] for e in log_of(path) if "loss" in e] for path in (uninterrupted, run))
+        assert len(found) == 12
+        assert found == pytest.approx(expected, abs=1e-5), name
+        weights = [load_file(path / "model.safetensors") for path in (uninterrupted, run)]
+        for key, value in weights[0].items():
+            torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-5)
+        assert not list(run.glob(".universal*"))
