@@ -57,6 +57,7 @@ save_strategy: steps
 save_steps: {SAVE_STEPS}
 resume_from_checkpoint: auto
 disable_tqdm: true
+report: false
 per_device_train_batch_size: 2
 gradient_accumulation_steps: 2
 precompute_ref_batch_size: 4
