@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from making import make_rows
 
 from alignlab.cli import main
 from alignlab.config_parser import read_yaml, write_yaml
+from alignlab.early_stop import STOPPED_EARLY
 from alignlab.sweep import load_sweep
 from alignlab.sweep_runner import _ranges, write_array
 
@@ -200,3 +204,23 @@ def test_slurm_errors(folder, capsys):
     (sweep.runs[0].folder / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match="all 1 runs are done"):
         write_array(sweep, TEMPLATE)
+
+
+def test_a_signal_ends_the_run_at_work_with_a_checkpoint_and_the_sweep(folder):
+    """The sweep hands SIGTERM on, the run saves, and the second run is not begun."""
+    file = write(grid={"seed": [0, 1]}, set={"max_steps": 100000, "logging_steps": 1, "disable_tqdm": False})
+    log = Path("sweep/seed_0/train.log")
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "alignlab", "sweep", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while not (log.is_file() and b"'loss'" in log.read_bytes()):
+            assert sweep.poll() is None, sweep.stdout.read()
+            time.sleep(0.2)
+        sweep.send_signal(signal.SIGTERM)
+        output, _ = sweep.communicate(timeout=240)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == STOPPED_EARLY, output
+    assert output.splitlines()[-1] == "told to stop in seed_0; the same command goes on"
+    assert [run.state for run in load_sweep(file).runs] == ["begun", "missing"]
