@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from . import models, scoring
 from .chunked_head import Head
-from .data.layout import ScoredSequence, layout_fields
-from .packing import FLAT
+from .data.layout import Mode, ScoredSequence, layout_fields
+from .packing import FLAT, UnsupportedModel
 
 WEIGHTS, GRADIENTS, ACTIVATIONS, HEAD = "weights", "gradients", "activations", "logits"
 BLOCK = 64  # 4-bit weights that share a scale
@@ -144,24 +144,43 @@ def trace_step(config: Any, shape: StepShape, shares: Mapping[str, float] | None
     Args:
         config: the model's transformers configuration.
         shares: how much of "weights" and "gradients" one rank holds.
+
+    Raises:
+        ValueError: the model's code looks at values, or has no rules for tensors without storage.
     """
+    try:
+        return _trace(config, shape, shares, FLAT)
+    except UnsupportedModel:  # attention that packed rows cannot take: plain, padded rows
+        return _trace(config, shape, shares, "eager")
+    except (RuntimeError, NotImplementedError) as error:
+        kind = getattr(config, "model_type", type(config).__name__)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"a {kind} model in {shape.dtype} cannot be planned, because its code does not run on tensors without "
+            f"storage: {reason}"
+        ) from error
+
+
+def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, attention: str) -> Traced:
     trace = MemoryTrace(shares)
     with torch.device("meta"):
-        model = _policy(config, shape)
+        model = _policy(config, shape, attention)
     with FakeTensorMode() as fake, trace:
         with trace.making(WEIGHTS):
             _allot(model)
         weights = trace.now[WEIGHTS]
         layout = {
             name: fake.from_tensor(value) if isinstance(value, Tensor) else value
-            for name, value in _layout(shape).items()
+            for name, value in _layout(shape, "flat" if attention == FLAT else "padded").items()
         }
         trained = [one for one in model.parameters() if one.requires_grad]
         for one in trained:
             one.register_post_accumulate_grad_hook(lambda weight: trace.rename(weight.grad, GRADIENTS))
         _run(model, layout, shape, trace)
     sizes = [sum(map(Tensor.numel, one.parameters(recurse=False))) for one in model.modules()]
+    packed = [one for one in model.modules() if isinstance(one, _FourBitLinear)]
     count = sum(map(Tensor.numel, model.parameters()))
+    count += sum(one.in_features * one.out_features - one.weight.numel() for one in packed)
     return Traced(trace.peak, weights, sum(map(Tensor.numel, trained)), count, max(sizes))
 
 
@@ -187,9 +206,9 @@ def _run(model: Any, layout: dict[str, Any], shape: StepShape, trace: MemoryTrac
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _policy(config: Any, shape: StepShape) -> Any:
+def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     """Returns the policy as a run would load it, on fake tensors."""
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=FLAT)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=attention)
     if shape.four_bit:
         _quantise(model, shape)
     if shape.checkpointing:
@@ -218,15 +237,15 @@ def _allot(model: nn.Module) -> None:
             tensors |= {name: of(old) for name, old in tensors.items() if old is not None}
 
 
-def _layout(shape: StepShape) -> dict[str, Any]:
-    """Returns the micro-batch: rows of different prompts, packed."""
+def _layout(shape: StepShape, mode: Mode) -> dict[str, Any]:
+    """Returns the micro-batch: rows of different prompts, packed or padded."""
 
     def one(row: int) -> ScoredSequence:
         prompt, completion = np.full(shape.prompt, row), np.zeros(shape.completion, dtype=np.int64)
         return ScoredSequence(prompt, completion, np.ones(shape.completion, dtype=bool))
 
     rows = [one(row) for row in range(shape.pairs)]
-    return layout_fields({str(field): rows for field in range(shape.completions)}, 0, "flat")
+    return layout_fields({str(field): rows for field in range(shape.completions)}, 0, mode)
 
 
 # ---- a 4-bit base, as bitsandbytes holds and runs it ---------------------------------------------------------------
