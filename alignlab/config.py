@@ -101,6 +101,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     ref_model_sync_steps: int = field(
         default=512, metadata={"help": "Of sync_ref_model: optimiser steps between two updates."}
     )
+    reference_deepspeed: str | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "A DeepSpeed configuration at stage 3, such as zero3.json or zero3_offload.json: a reference with "
+            "weights of its own is sharded (and offloaded) by it, whatever the policy's stage."
+        },
+    )
     reference_hidden_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",
         metadata={"help": "Of the hidden states that reference: cached keeps where a loss needs whole distributions."},
@@ -222,8 +229,9 @@ class RunConfig:
     def training_args(self) -> PreferenceConfig:
         """Builds the trainer's arguments; this is what initialises devices and the distributed backend."""
         values = dict(self.training)
-        if isinstance(values.get("deepspeed"), str):
-            values["deepspeed"] = str(find_config(values["deepspeed"]))
+        for name in ("deepspeed", "reference_deepspeed"):
+            if isinstance(values.get(name), str):
+                values[name] = str(find_config(values[name]))
         return PreferenceConfig(**values)
 
     def to_dict(self) -> Values:

@@ -1,11 +1,18 @@
-"""Checks that a run has the engine, stage and number of ranks that were asked for: libraries fall back silently."""
+"""Engines: checks that a run has the one that was asked for, since libraries fall back silently; sharded scorers."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from .models import unsharded
+
+_HALF = {"bf16": "bfloat16", "fp16": "float16"}  # how DeepSpeed's configuration calls what torch calls so
 
 
 def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
@@ -38,6 +45,33 @@ def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int)
             )
     elif ranks > 1 and engine not in ("DistributedDataParallel", "FullyShardedDataParallel") and not _is_fsdp2(model):
         raise RuntimeError(f"{ranks} ranks were asked for, but the model ({engine}) is not wrapped for them")
+
+
+def load_sharded(load: Callable[[str], Any], path: str, config: str | dict[str, Any], dtype: torch.dtype) -> Any:
+    """Loads a model that only scores, sharded over the ranks as it is loaded; all ranks call this, and its forwards.
+
+    Args:
+        load: loads a model from a path. config: DeepSpeed's, stage 3; of it the block ``zero_optimization`` counts,
+            less what belongs to training. dtype: of the weights.
+
+    Returns:
+        the ``DeepSpeedEngine``, without an optimiser.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    values = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
+    zero = {name: value for name, value in values["zero_optimization"].items() if value != "auto"}
+    zero.pop("offload_optimizer", None)
+    settings: dict[str, Any] = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
+    settings |= {name: {"enabled": str(dtype) == f"torch.{kind}"} for name, kind in _HALF.items()}
+    deepspeed.init_distributed(None if torch.accelerator.is_available() else "gloo")
+    with unsharded():  # takes the policy's configuration away, and puts it back
+        shards = HfDeepSpeedConfig(settings)
+        model = load(path)
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
+    del shards
+    return engine
 
 
 def _is_fsdp2(model: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import models
+from .engine import load_sharded
 from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
 
@@ -151,8 +152,10 @@ class SeparateModel(FrozenModel):
         load: Callable[[str], nn.Module] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
+        shards: str | dict[str, Any] | None = None,
     ) -> None:
         self.model, self.path, self._load, self.dtype, self.device = model, path, load, dtype, device
+        self.shards = shards  # a DeepSpeed configuration: each rank then holds its part of the weights
         self.description, self.from_policy = path or f"{name_of(model)}, given as ref_model", False
 
     def fingerprint(self, compute_dtype: str) -> str:
@@ -160,7 +163,8 @@ class SeparateModel(FrozenModel):
             found = fingerprint_path(self.path, dtype=self.dtype, compute_dtype=compute_dtype)
             if found is not None:
                 return found
-        model: Any = self.loaded()
+        # Rank 0 is alone here, and shards are not the bytes that count: a sharded model is loaded whole for its name.
+        model: Any = self.loaded() if self.shards is None else self._whole()
         adapter = model.active_adapter if models.is_peft(model) else None
         return fingerprint_model(model, adapter=adapter, compute_dtype=compute_dtype)
 
@@ -170,11 +174,22 @@ class SeparateModel(FrozenModel):
             assert self.path is not None
             assert self._load is not None
             logger.info("loading %s", self.description)
-            with models.unsharded():
-                self.model = self._load(self.path)
+            if self.shards is not None:
+                engine: nn.Module = load_sharded(self._load, self.path, self.shards, self.dtype or torch.float32)
+                self.model = engine.requires_grad_(False).eval()
+                return self.model
+            self.model = self._whole()
+        if self.shards is not None:
+            return self.model
         models.guard_quantised(self.model)
         self.model.requires_grad_(False).eval()
         return self.model if models.is_quantised(self.model) or self.device is None else self.model.to(self.device)
+
+    def _whole(self) -> nn.Module:
+        assert self.path is not None
+        assert self._load is not None
+        with models.unsharded():
+            return self._load(self.path)
 
     def free(self) -> None:
         """Drops a model that was loaded from a path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from . import scoring
 from .data.layout import Layout, Mode, ScoredSequence, layout_fields
-from .models import unwrap
+from .models import unsharded, unwrap
 from .packing import FLAT
 
 logger = logging.getLogger(__name__)
@@ -62,9 +64,15 @@ def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
 
     Three checks on two rows of two pairs: packed scores equal those of plain rows; the same with windows and chunks
     cut to three positions; and no completion's logits have any gradient to tokens of another tree or completion.
-    On a model with SDPA attention flat rows are tried first, on the CPU; then packed rows.
+    On a model with SDPA attention flat rows are tried first, on the CPU; then packed rows. Of a model that ZeRO-3
+    has sharded a small whole twin is run in its place: what is checked depends on the architecture, not on weights.
     """
     base = base_of(model)
+    if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
+        twin = _twin(base)
+        found = probe(twin, pad_id)
+        base.set_attn_implementation(twin.config._attn_implementation)
+        return found
     config = base.config.get_text_config()
     if reason := _known_to_fail(config):
         return "padded", f"{type(base).__name__} has {reason}"
@@ -82,6 +90,28 @@ def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
         if not reason:
             return mode, ""
     return "padded", f"{type(base).__name__} in packed rows {reason}"
+
+
+def _twin(base: Any) -> Any:
+    """Returns a whole model of the same architecture and widths, with random weights, few layers and few tokens.
+
+    It has as many layers as show every type of layer, and the same weights on every rank.
+    """
+    config = copy.deepcopy(base.config)
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    depth = 1 + max(kinds.index(kind) for kind in set(kinds)) if kinds else min(2, text.num_hidden_layers)
+    if kinds:
+        text.layer_types = list(kinds[:depth])
+    text.num_hidden_layers, text.vocab_size = depth, min(int(text.vocab_size), 1000)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # they may lie beyond the smaller vocabulary
+        setattr(text, name, None)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with unsharded(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = type(base)._from_config(config, dtype=base.dtype, attn_implementation=base.config._attn_implementation)
+    return twin.to(PartialState().device).requires_grad_(False)
 
 
 def _known_to_fail(config: Any) -> str:

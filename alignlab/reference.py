@@ -88,7 +88,7 @@ class Frozen:
                 "reference: cached keeps hidden states for this loss, but the model's LM head is not a plain one that "
                 "makes distributions of them; allowed here: auto, live"
             )
-        self.head = replace(head, module=copy.deepcopy(head.module).requires_grad_(False))
+        self.head = replace(head, module=_copy_of(head.module))
 
     def reader(self, column: int = 0) -> ScoreReader:
         """Returns what the collator reads cached log-probabilities with, or (1) hidden states."""
@@ -98,14 +98,31 @@ class Frozen:
     def live(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> scoring.Distributions:
         """Returns this model's distributions at the needed positions of a layout."""
         with self.model.run() as module, evaluating(module), autocast():
-            if self.head is UNPROVEN:
-                self.head = head_of(module)
+            if self.head is UNPROVEN:  # the weight of a sharded head is there only while the model's forward runs
+                self.head = None if _is_sharded(module) else head_of(module)
             self.forwards += 1
             return scoring.distributions(module, layout, self.head)
 
     def live_logps(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> Tensor:
         """Returns this model's log-probabilities of a layout's completions, ``[F, N, T]`` float32."""
         return scoring.place(self.live(layout, autocast).logps(layout["target"]), layout)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _copy_of(module: nn.Linear) -> nn.Linear:
+    """Returns a frozen copy of a head, whole on every rank."""
+    if not _is_sharded(module):
+        return copy.deepcopy(module).requires_grad_(False)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())), models.unsharded():
+        weight, bias = module.weight.detach(), module.bias
+        copied = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
+        copied.load_state_dict({name: value.detach() for name, value in module.named_parameters()})
+    return copied.requires_grad_(False)
 
 
 def choose_mode(requested: str, needs: Needs, *, has_adapter: bool, moves: bool = False) -> str:
@@ -138,6 +155,7 @@ def reference_model(
     dtype: torch.dtype | None,
     device: torch.device,
     moves: bool = False,
+    shards: str | dict[str, Any] | None = None,
 ) -> FrozenModel:
     """Returns the model that plays the reference; one that ``moves`` has weights of its own, apart from the policy's.
 
@@ -150,6 +168,7 @@ def reference_model(
         new_adapter: the PEFT configuration of an adapter that was injected just now, or None.
         ref_model: another model, or its path. ref_adapter: folder of another adapter for the policy's base.
         load: loads a model from a path, as the policy was loaded.
+        shards: a DeepSpeed configuration by which a reference with weights of its own is sharded.
 
     Raises:
         ValueError: where the initialisation of the adapter changed the base weights, so that no adapter-off
@@ -158,17 +177,18 @@ def reference_model(
     if ref_model is not None and ref_adapter is not None:
         raise ValueError("ref_model and ref_adapter were both given; give one")
     if isinstance(ref_model, str):
-        return SeparateModel(None, ref_model, load, dtype, device)
+        return SeparateModel(None, ref_model, load, dtype, device, shards)
     if ref_model is not None:
         return SeparateModel(ref_model, device=device)
     if ref_adapter is not None:
         if not models.is_peft(policy):
             raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
         return OtherAdapter.load(policy, ref_adapter, REFERENCE)
-    if mode != "adapter_off" and models.is_sharded_at_load():
+    own_weights = mode == "live" and shards is not None and not models.is_peft(policy)
+    if mode != "adapter_off" and (models.is_sharded_at_load() or own_weights):
         if moves:
-            raise ValueError("sync_ref_model: not under ZeRO-3, which holds but shards of the policy; use ZeRO-2")
-        return _whole_copy_from_path(policy, new_adapter, load, dtype, device)
+            raise ValueError("sync_ref_model: not with shards of the policy or the reference; use ZeRO-2 for both")
+        return _again_from_path(policy, new_adapter, load, dtype, device, shards)
     if mode == "adapter_off" or (new_adapter is not None and not moves):
         if new_adapter is not None and not models.leaves_base_alone(new_adapter):
             raise ValueError(
@@ -186,21 +206,22 @@ def reference_model(
     return copied
 
 
-def _whole_copy_from_path(
+def _again_from_path(
     policy: Any,
     new_adapter: Any | None,
     load: Callable[[str], nn.Module],
     dtype: torch.dtype | None,
     device: torch.device,
+    shards: str | dict[str, Any] | None,
 ) -> FrozenModel:
-    """Returns the policy's own starting point, loaded whole from its path: ZeRO-3 holds but shards of the policy."""
+    """Returns the policy's own starting point, loaded again from its path: ZeRO-3 holds but shards of the policy."""
     path = name_of(policy)
     if not Path(path).exists() or (models.is_peft(policy) and new_adapter is None):
         raise ValueError(
-            "under ZeRO-3 the reference is loaded from the policy's path, but the policy "
+            "under ZeRO-3, or with reference_deepspeed, the reference is loaded from the policy's path, but the policy "
             f"({path}) was not loaded from a folder, or continues an adapter; give ref_model_name_or_path"
         )
-    copied = SeparateModel(None, path, load, dtype, device)
+    copied = SeparateModel(None, path, load, dtype, device, shards)
     copied.description, copied.from_policy = f"{path} as it was before training", True
     return copied
 
@@ -229,6 +250,7 @@ def frozen_scorers(
             dtype=None if models.is_quantised(policy) else next(policy.parameters()).dtype,
             device=args.device,
             moves=moves,
+            shards=args.reference_deepspeed,
         )
         frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached")
         if mode == "cached" and needs.kl:

@@ -230,7 +230,7 @@ class PreferenceTrainer(ResumableTrainer):
         check_engine(self.model_wrapped, self.args.deepspeed, self.args.world_size)
         for one in self.frozen.values():
             one.model.policy_is_trained()
-        if converts:
+        if converts and resume_from_checkpoint is not None:
             strict = not models.is_peft(self.model)
             load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(self.args.output_dir), strict=strict)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
