@@ -97,7 +97,7 @@ def _displacement(run: RunRecord) -> Chart:
                 label = f"{name}, {_set_label(prefix)}" if prefix else name
                 moved = Series(series.steps, series.values - series.values[0])
                 lines.append(_line(moved, label, colour, style))
-    note = "Change of the completions' summed log-probability since the first log. That both fall is common."
+    note = "Change of summed log-probability since the first log. Batches differ, so it jumps. Both often fall."
     return Chart("displacement", "Likelihood displacement", note, "nats since the start", lines)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from making import make_rows
@@ -26,9 +27,9 @@ HOSTILE = (SCRIPT, HANDLER, STYLE, BIDI, LONG)
 class Opened:
     """A page, and what opening it brought about."""
 
-    page: object
-    requests: list = field(default_factory=list)
-    errors: list = field(default_factory=list)
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
