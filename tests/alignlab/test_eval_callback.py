@@ -75,18 +75,19 @@ def noting(prompt, completion):
 """
 
 
-@pytest.mark.parametrize("held_out", ["rows", "number"])
+@pytest.mark.parametrize("held_out", ["rows", "number", "sets"])
 def test_the_judge_sees_the_data_as_it_stands(held_out: str, tmp_path: Path) -> None:
-    """Prompt and chosen completion of the rows themselves: of a list of its own, or held out of the training rows."""
+    """Prompt and chosen completion of the rows themselves: of one list, held out of training, or of two sets."""
     (tmp_path / "judge.py").write_text(NOTING)
     judge = f"{tmp_path}/judge.py:noting"
     options: dict[str, Any] = {"eval_generations": 3, "eval_judge": judge, "eval_strategy": "no"}
-    run = trainer(tmp_path, evaluation=None if held_out == "rows" else 4, **options)
+    rows = {"rows": make_rows(5, seed=9), "number": make_rows(12), "sets": make_rows(3, seed=7) + make_rows(3, seed=8)}
+    sets = {"rows": None, "number": 4, "sets": {"one": make_rows(3, seed=7), "two": make_rows(3, seed=8)}}
+    run = trainer(tmp_path, evaluation=sets[held_out], **options)
     run.evaluate()
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
-    rows = make_rows(5, seed=9) if held_out == "rows" else make_rows(12)
-    chosen = {str(row["prompt"]): row["chosen"] for row in rows}
-    assert len({prompt for prompt, _ in seen}) == 3
+    chosen = {str(row["prompt"]): row["chosen"] for row in rows[held_out]}
+    assert len({prompt for prompt, _ in seen}) == (6 if held_out == "sets" else 3)
     assert [completion for _, completion in seen[1::2]] == [chosen[prompt] for prompt, _ in seen[1::2]]
     assert [prompt for prompt, _ in seen[::2]] == [prompt for prompt, _ in seen[1::2]]
 

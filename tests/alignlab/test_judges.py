@@ -366,6 +366,13 @@ def test_limit_of_requests_holds_exactly(server: Server) -> None:
     assert len(server.seen) == 4
 
 
+def test_an_order_that_was_not_asked_costs_no_request(server: Server) -> None:
+    """The first comparison fails for good in its first order: two of three requests are left for the second."""
+    server.answer = lambda number, request: (400, {}, "") if number == 1 else prefers(GOOD)(number, request)
+    verdicts = server.judge(max_requests=3)([ONE, ONE])
+    assert [one.outcome for one in verdicts] == [None, 1.0]
+
+
 def test_retries_count_as_requests(server: Server) -> None:
     server.answer = lambda number, request: (500, {}, "")
     judge = server.judge(max_requests=3, attempts=10)
