@@ -205,6 +205,7 @@ def frontiers(runs: Sequence[RunRecord]) -> list[_Spec]:
             kl,
             accuracy,
         ),
+        ("wins_kl", "Wins against KL", "KL to the reference, nats an answer", "win rate", kl, wins),
         ("reward_kl", "Reward against KL", "KL to the reference, nats an answer", "reward of answers", kl, reward),
         (
             "accuracy_fall",
@@ -228,7 +229,7 @@ def frontiers(runs: Sequence[RunRecord]) -> list[_Spec]:
 
 def accuracy(run: RunRecord) -> float | None:
     """Accuracy at the end: on held-out pairs if there are any, else in training."""
-    held_out = run.last("eval_rewards/accuracies")
+    held_out = run.held_out("rewards/accuracies")
     return run.last("rewards/accuracies") if held_out is None else held_out
 
 
@@ -240,14 +241,18 @@ def error(run: RunRecord) -> float | None:
 
 def worst(run: RunRecord) -> float | None:
     """Accuracy of the worst group at the end: on held-out pairs if there are any, else in training."""
-    held_out = run.last("eval_group/worst_accuracy")
+    held_out = run.held_out("group/worst_accuracy")
     return run.last("group/worst_accuracy") if held_out is None else held_out
 
 
 def reward(run: RunRecord) -> float | None:
     """Mean reward of generated answers, if a judge gave any."""
-    names = [one for one in run.series if "generation" in one and one.endswith("reward/mean")]
-    return run.last(names[0]) if names else None
+    return run.last("eval_generation/reward/mean")
+
+
+def wins(run: RunRecord) -> float | None:
+    """Share of generated answers that a judge prefers to the chosen completion, ties half, if one judged."""
+    return run.last("eval_generation/win/win_rate")
 
 
 def fall(run: RunRecord) -> float | None:

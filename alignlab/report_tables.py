@@ -12,13 +12,17 @@ from .run_folder import RunRecord
 from .sicknesses import change, diagnose, generated_lengths, kl_metric
 
 Rows = list[tuple[Any, ...]]
-_FIGURES = (  # metric, what a page calls it
-    ("eval_loss", "loss, held out"),
-    ("eval_rewards/accuracies", "accuracy, held out"),
-    ("eval_rewards/margins", "margin, held out"),
-    ("eval_group/worst_accuracy", "worst group, held out"),
+_HELD_OUT = (  # metric, what a page calls it
+    ("loss", "loss, held out"),
+    ("rewards/accuracies", "accuracy, held out"),
+    ("rewards/margins", "margin, held out"),
+    ("group/worst_accuracy", "worst group, held out"),
+)
+_FIGURES = (
     ("loss", "loss in training"),
     ("rewards/accuracies", "accuracy in training"),
+    ("eval_generation/reward/mean", "reward of answers"),
+    ("eval_generation/win/win_rate", "win rate of answers"),
     ("speed/tokens_per_second", "completion tokens / s"),
     ("memory/peak_gb", "peak memory, GB"),
     ("train_runtime", "seconds of training"),
@@ -39,7 +43,8 @@ def format_value(value: Any) -> str:
 
 def figures_of(run: RunRecord) -> dict[str, float]:
     """Returns the figures by which a run is known at a glance, at its end."""
-    found = {label: run.last(metric) for metric, label in _FIGURES}
+    found = {label: run.held_out(metric) for metric, label in _HELD_OUT}
+    found |= {label: run.last(metric) for metric, label in _FIGURES}
     chosen, lengths, kl = change(run.series.get("logps/chosen")), generated_lengths(run), kl_metric(run)
     found["chosen log-prob., change"] = None if chosen is None else chosen.rise
     found["KL to reference, nats"] = None if kl is None else kl[1]

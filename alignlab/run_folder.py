@@ -32,7 +32,8 @@ class RunRecord:
     Attributes:
         folder: where it was read from; ``name`` is what pages call it.
         config: the resolved config; environment, data: as their JSON files have them; all may be empty.
-        metrics: the last value of every metric, those of ``metrics.json`` first.
+        metrics: the last values of metrics: those of ``metrics.json``, and as ``eval_generation/...`` the figures of
+            answers in ``eval.json``, which `alignlab eval RUN --data FILE --output RUN/eval.json` writes.
         samples: what ``samples.json`` holds, empty where there is none.
         series: every metric of the log by name, those of evaluations under their ``eval_`` names.
         not_finite: how many logged values of a metric were NaN or infinite; they are in no series.
@@ -67,6 +68,11 @@ class RunRecord:
         ends = [name.removesuffix("loss") for name in (*self.series, *self.metrics) if name.endswith("_loss")]
         return list(dict.fromkeys(end for end in ends if end.startswith("eval_")))
 
+    def held_out(self, name: str) -> float | None:
+        """Returns the last value of a metric on the first evaluation set that has it."""
+        values = (self.last(prefix + name) for prefix in (*self.evaluation_sets, "eval_"))
+        return next((value for value in values if value is not None), None)
+
     def last(self, name: str) -> float | None:
         """Returns the last value of a metric, None if it was never logged."""
         if name in self.metrics:
@@ -99,7 +105,7 @@ def read_run(folder: str | Path, name: str | None = None, metrics: re.Pattern[st
         config=_read_yaml(config) if config.is_file() else {},
         environment=_optional(folder / "environment.json"),
         data=_optional(folder / "data.json"),
-        metrics={key: float(value) for key, value in last.items() if _is_number(value)},
+        metrics=_numbers(last) | _numbers(_optional(folder / "eval.json").get("answers", {}), "eval_generation/"),
         samples=_optional(folder / "samples.json"),
         series=series,
         not_finite=not_finite,
@@ -183,6 +189,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(value).__name__}")
     return value
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Returns the finite numbers of nested mappings, names joined by slashes."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}/")
+        elif _is_number(value) and np.isfinite(value):
+            found[f"{prefix}{key}"] = float(value)
+    return found
 
 
 def _is_number(value: Any) -> bool:

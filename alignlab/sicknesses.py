@@ -168,7 +168,7 @@ def saturation(run: RunRecord) -> Results:
     if train < SATURATED:
         return []
     reasons = []
-    held_out = run.last("eval_rewards/accuracies")
+    held_out = run.held_out("rewards/accuracies")
     if held_out is not None and train - held_out >= GENERALISATION_GAP:
         reasons.append(f"on held-out pairs it is {held_out:.1%}")
     late = change(margin, since=0.5)

@@ -15,6 +15,7 @@ from alignlab.report import compare_runs
 from alignlab.report_charts import pareto, run_charts
 from alignlab.report_tables import over_seeds
 from alignlab.run_folder import read_run, read_runs, short_names
+from alignlab.sicknesses import kl_metric
 
 GROUPS = ("a", "b", "c")
 
@@ -197,6 +198,35 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "On the Pareto front, by rising cost: r0, r1." in page
     assert '<th scope="row">learning_rate</th>' in page
     assert (tmp_path / "plots" / "accuracy_kl.png").is_file()
+
+
+def test_figures_of_alignlab_eval_join_the_run(tmp_path):
+    """`alignlab eval ... --output RUN/eval.json` gives KL and win rate, which two runs make a frontier of."""
+    for index, (kl, wins) in enumerate(((1.0, 0.5), (2.0, 0.7))):
+        folder = fake_run(tmp_path / f"r{index}", [{"step": 1, "loss": 1.0}], {})
+        answers = {"kl": {"exact": kl, "k1": 9.0}, "win": {"win_rate": wins, "low": None}, "answers": 8}
+        (folder / "eval.json").write_text(json.dumps({"model": "m", "answers": answers}))
+    run = read_run(tmp_path / "r1")
+    assert kl_metric(run) == ("eval_generation/kl/exact", 2.0)
+    page = compare_runs([tmp_path / "r0", tmp_path / "r1"], tmp_path / "all.html").read_text(encoding="utf-8")
+    assert "<h3>Wins against KL</h3>" in page
+    assert "On the Pareto front, by rising cost: r0, r1." in page
+
+
+def test_several_evaluation_sets(tmp_path):
+    """Held out is what the first set says; the charts have a line for each."""
+    log = [{"step": s, "loss": 1.0, "rewards/accuracies": 0.5} for s in (1, 2)]
+    for name, accuracy in (("easy", 0.9), ("hard", 0.6)):
+        log += [{"step": s, f"eval_{name}_loss": 1.0, f"eval_{name}_rewards/accuracies": accuracy} for s in (1, 2)]
+    run = read_run(fake_run(tmp_path / "run", log))
+    assert run.evaluation_sets == ["eval_easy_", "eval_hard_"]
+    assert run.held_out("rewards/accuracies") == 0.9
+    (chart,) = [one for one in run_charts(run) if one.key == "accuracy"]
+    assert [(line.label, line.y.tolist()) for line in chart.lines] == [
+        ("training", [0.5, 0.5]),
+        ("held out: easy", [0.9, 0.9]),
+        ("held out: hard", [0.6, 0.6]),
+    ]
 
 
 def test_pareto_front():
