@@ -71,6 +71,9 @@ def load_sharded(load: Callable[[str], Any], path: str, config: str | dict[str, 
         model = load(path)
         engine, *_ = deepspeed.initialize(model=model, config=settings)
     del shards
+    whole = [name for name, parameter in engine.named_parameters() if not hasattr(parameter, "ds_id")]
+    if whole or engine.zero_optimization_stage() != 3:
+        raise RuntimeError(f"{path} was to be sharded by ZeRO-3, but {len(whole)} of its weights are whole")
     return engine
 
 

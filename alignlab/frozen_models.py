@@ -175,8 +175,9 @@ class SeparateModel(FrozenModel):
             assert self._load is not None
             logger.info("loading %s", self.description)
             if self.shards is not None:
-                engine: nn.Module = load_sharded(self._load, self.path, self.shards, self.dtype or torch.float32)
-                self.model = engine.requires_grad_(False).eval()
+                self.model = load_sharded(self._load, self.path, self.shards, self.dtype or torch.float32)
+                self.model.requires_grad_(False)
+                self.model.eval()  # an engine's returns nothing
                 return self.model
             self.model = self._whole()
         if self.shards is not None:

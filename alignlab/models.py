@@ -81,7 +81,8 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
         quantization_config=quantised,
-        device_map={"": _local_device()} if quantised is not None else None,
+        # ZeRO-3 places weights itself, and refuses a map.
+        device_map={"": _local_device()} if quantised is not None and not is_sharded_at_load() else None,
         use_safetensors=True,
     )
     guard_quantised(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 from making import make_model, make_rows, make_tokenizer
 
+from alignlab import scoring
 from alignlab.cli import _leave
 from alignlab.config import load_config
 from alignlab.run import train
@@ -42,7 +43,7 @@ def settings(folder: Path, run: Path, loss: str, **changes: Any) -> dict[str, An
     kind = "labelled" if loss == "kto" else "pairs"
     return {
         "loss": {"name": loss},
-        "model": {"name_or_path": str(folder / "model")},
+        "model": {"name_or_path": str(folder / "model"), **changes.pop("model", {})},
         "data": {"train": str(folder / f"train_{kind}.jsonl"), "eval": str(folder / f"eval_{kind}.jsonl")},
         "output_dir": str(run),
         "score_cache_dir": str(run.parent / "scores"),
@@ -59,11 +60,14 @@ def settings(folder: Path, run: Path, loss: str, **changes: Any) -> dict[str, An
     }
 
 
-def main(folder: Path, out: Path, changes: dict[str, Any]) -> None:
-    """Trains with every loss named in ``changes`` (by default all seven) on this launcher's ranks."""
+def main(folder: Path, out: Path, runs: list[dict[str, Any]]) -> None:
+    """Trains one run after the other on this launcher's ranks; ``chunked`` has the LM head run in chunks always."""
     gc.freeze()  # the Trainer collects garbage in every run
-    for loss in changes.pop("losses", LOSSES):
-        train(load_config(settings(folder, out / loss, loss, **changes)))
+    for changes in runs:
+        loss = changes.pop("of")
+        if changes.pop("chunked", False):
+            scoring.worthwhile = lambda *_, **__: True
+        train(load_config(settings(folder, out / changes.pop("name", loss), loss, **changes)))
     raise SystemExit(_leave(0))
 
 
