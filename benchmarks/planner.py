@@ -1,11 +1,12 @@
 """Planned against measured memory: whole runs of models of 100M parameters and more, each in processes of its own.
 
-    python benchmarks/planner.py [NAME ...]      # writes docs/results/planner.csv; 10 to 30 minutes on two cores
+    python benchmarks/planner.py [NAME ...] [--malloc-as-it-is]
 
-Measured is the largest resident size of a rank (VmHWM) less its resident size after all imports; planned is what
-`alignlab plan` says without its allowance for a GPU's framework. Each run is measured twice: with malloc as it is,
-which keeps freed pieces of up to 32 MB in its heap, and told to give all of more than 64 KB back at once
-(MALLOC_MMAP_THRESHOLD_), when the resident size is that of the tensors alive, as a GPU's allocator counts them.
+writes docs/results/planner.csv where no name is given; 10 to 20 minutes on two cores. Measured is the largest resident
+size of a rank (VmHWM) less its resident size after all imports; planned is what `alignlab plan` says without its
+allowance for a GPU's framework. malloc is told to give all of more than 64 KB back at once (MALLOC_MMAP_THRESHOLD_):
+the resident size is then that of the tensors alive, as a GPU's allocator counts them. Left as it is, glibc keeps freed
+pieces of up to 32 MB in its heap, and runs measure larger; --malloc-as-it-is shows by how much.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -102,13 +102,12 @@ def planned(config: Path, case: Case, lengths: tuple[int, int]) -> dict[str, flo
     return {**found.gpu, "peak": found.peak, "parameters": found.total}
 
 
-def measured(config: Path, case: Case, *, given_back: bool) -> float:
+def measured(config: Path, case: Case, *, given_back: bool = True) -> float:
     """Runs the training in new processes; returns the bytes of the rank that took most, above its imports.
 
     Args:
         given_back: whether malloc returns what is freed to the system at once.
     """
-    shutil.rmtree(config.parent / "run", ignore_errors=True)
     words = [str(Path(__file__).resolve()), "--measure", str(config), *case.words]
     launcher = [sys.executable]
     if case.ranks > 1:
@@ -147,32 +146,35 @@ def _status(key: str) -> float:
     return float(line.split()[1]) * 1024
 
 
-def compare(case: Case, folder: Path) -> dict[str, Any]:
+def compare(case: Case, folder: Path, *, given_back: bool = True) -> dict[str, Any]:
     """Returns planned and measured megabytes of a case."""
     config, lengths = prepare(case, folder)
-    plan = planned(config, case, lengths)
-    alive, found = measured(config, case, given_back=True), measured(config, case, given_back=False)
+    plan, found = planned(config, case, lengths), measured(config, case, given_back=given_back)
     parts = {name: round(size / MB) for name, size in plan.items() if name not in ("parameters", "framework")}
     return {
         "parameters": f"{plan['parameters'] / 1e6:.0f}M",
         "ranks": case.ranks,
         **parts,
-        "measured": round(alive / MB),
-        "planned / measured": round(plan["peak"] / alive, 3),
-        "measured with malloc as it is": round(found / MB),
-        "planned / that": round(plan["peak"] / found, 3),
+        "measured": round(found / MB),
+        "planned / measured": round(plan["peak"] / found, 3),
     }
 
 
 def main(names: list[str]) -> None:
-    """Compares the named cases, or all, and writes the table."""
+    """Compares the named cases, or all, and writes the table of all."""
+    given_back = "--malloc-as-it-is" not in names
+    names = [name for name in names if name != "--malloc-as-it-is"]
     rows = []
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append({"case": name, **compare(CASES[name], Path(folder))})
+            rows.append({"case": name, **compare(CASES[name], Path(folder), given_back=given_back)})
         print(rows[-1], flush=True)
-    if names:
-        return
+        if not names and given_back:
+            write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Writes the table, with the machine and the versions above it."""
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     packages = ("alignlab", "torch", "transformers", "peft", "deepspeed", "bitsandbytes")
     versions = ", ".join(f"{one} {metadata.version(one)}" for one in packages)
