@@ -27,9 +27,9 @@ from alignlab import losses
 ACTIONS, SIZES, VALIDATION, STATES = 8, (300, 3000), 4000, 4000
 TRUE = ((1.0, 3.0, 1.0, 3.0), (3.0, 1.0, 3.0, 1.0))  # parameters of the rewards of the groups
 SETTINGS = {  # share of group 0, share of its pairs that compare neighbouring actions only
-    "even groups, imbalanced responses": (0.5, 0.9),
     "uneven groups, balanced responses": (0.2, 0.0),
     "uneven groups, imbalanced responses": (0.2, 0.9),
+    "even groups, imbalanced responses": (0.5, 0.9),
 }
 WEIGHTINGS = {
     "": None,
@@ -189,6 +189,8 @@ def conclude(runs: results.Runs, sizes: Sequence[int], steps: int, chosen: argpa
     words = {"worst_loss": "worst-group validation loss", "worst_reward_error": "worst-group reward error"}
     for pairs, setting, base, column in product(sizes, SETTINGS, ("DPO", "IPO"), words):
         ends = {m: [r[column] for r in runs.pick(pairs=pairs, setting=setting, method=m, step=steps)] for m in METHODS}
+        if len({len(values) for values in ends.values()}) > 1 or not ends[base]:
+            continue  # stopped within this setting
         for other in (base, f"IS-{base}", f"IS2-{base}"):
             differences = [a - b for a, b in zip(ends[other], ends[f"GR-{base}"], strict=True)]
             claims.add(f"{pairs} pairs, {setting}: {words[column]} of {other} less that of GR-{base}", differences)
@@ -205,10 +207,11 @@ def draw_figure(runs: results.Runs, pairs: int, folder: Path) -> None:
         for method in METHODS:
             if method.endswith(base):
                 rows = runs.pick(pairs=pairs, setting=setting, method=method)
-                results.band(axis, rows, "step", column, method)
+                if rows:
+                    results.band(axis, rows, "step", column, method)
         what = f"{base} loss, held out" if base else "reward error"
         axis.set_title(f"{setting}\nworst-group {what}", fontsize=8)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="upper right")
     figure.suptitle(f"{pairs} pairs: mean and 95% interval over seeds", fontsize=10)
     results.save(figure, folder / f"repro_bandit_{pairs}.png")
 
