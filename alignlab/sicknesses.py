@@ -123,7 +123,7 @@ def length(run: RunRecord) -> Results:
     results: Results = []
     lengths = generated_lengths(run)
     if lengths is None:
-        reason = "no answers were written before and after training; report_samples: 4 writes some"
+        reason = "the model wrote no answers before and after training; it takes an evaluation set and report_samples"
         results.append(NotJudged("Answers grow longer", reason))
     elif lengths[0] > 0 and lengths[1] / lengths[0] >= LENGTH_GROWTH:
         seen = (
