@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from .manifest import DamagedCheckpoint, Manifest, damages, files_in, now, read_manifest, record_files, write_manifest
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
+from .universal import UNIVERSAL
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def clean(run_folder: Path) -> None:
     """Removes what killed saves and deletions left behind, and says so; call it under the run's lock, on one rank."""
     for path in sorted(run_folder.glob(".*-checkpoint-*")):
         kind, final = re.match(r"(\.[a-z]+-)(.*)", path.name).groups()  # type: ignore[union-attr]
-        if kind not in (SAVING, REPLACED, DELETING) or not CHECKPOINT.fullmatch(final):
+        if kind not in (SAVING, REPLACED, DELETING, UNIVERSAL) or not CHECKPOINT.fullmatch(final):
             continue
         if kind == REPLACED and not (run_folder / final).exists():
             path.rename(run_folder / final)
@@ -115,7 +116,7 @@ def clean(run_folder: Path) -> None:
         if kind == SAVING:
             logger.warning("%s: a killed run was saving it; the unfinished files are deleted", run_folder / final)
         else:
-            logger.info("%s: a killed run was deleting it; the rest is deleted now", path)
+            logger.info("%s: a killed run left it behind; it is deleted", path)
 
 
 def rotate(run_folder: Path, limit: int | None, keep: Collection[str]) -> None:

@@ -329,3 +329,14 @@ def test_a_rank_dies(engine: str, dies: int, config: Path, tmp_path: Path) -> No
     found, expected = (tmp_path / name / "run" for name in ("killed", "undisturbed"))
     assert losses_of(found) == losses_of(expected)
     assert (found / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+
+
+def test_one_rank_alone_is_told_to_stop_while_it_scores(config: Path, tmp_path: Path) -> None:
+    """It ends with the status that a job script requeues on, and waits for nobody; the other fails without it."""
+    ranks = begin_ranks(config, tmp_path)
+    assert ranks[1].reach("scoring"), ranks[1].log
+    os.kill(ranks[1].process.pid or 0, signal.SIGUSR1)
+    assert ranks[1].end() == STOPPED_EARLY, ranks[1].log
+    assert "SIGUSR1 came before the first step" in ranks[1].log
+    assert ranks[0].end(60) not in (0, STOPPED_EARLY)
+    assert not checkpoints(tmp_path / "run")

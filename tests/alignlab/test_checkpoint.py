@@ -156,10 +156,11 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 
 def test_what_kills_left_is_cleaned_and_said(tmp_path: Path, caplog: Any) -> None:
-    """A half-written and a half-deleted one go; one that was about to be replaced comes back."""
+    """A half-written, a half-deleted and a converted one go; one that was about to be replaced comes back."""
     write(tmp_path, 1).rename(tmp_path / ".replaced-checkpoint-1")
     write(tmp_path, 2).rename(tmp_path / ".saving-checkpoint-2")
     write(tmp_path, 3).rename(tmp_path / ".deleting-checkpoint-3")
+    write(tmp_path, 4).rename(tmp_path / ".universal-checkpoint-4")
     (tmp_path / ".saving-notes").mkdir()  # not ours
     caplog.set_level(logging.INFO)
     clean(tmp_path)
@@ -167,7 +168,7 @@ def test_what_kills_left_is_cleaned_and_said(tmp_path: Path, caplog: Any) -> Non
     assert problem(tmp_path / "checkpoint-1") is None
     assert "checkpoint-1: a killed run was about to replace it; it is back" in caplog.text
     assert "checkpoint-2: a killed run was saving it; the unfinished files are deleted" in caplog.text
-    assert "checkpoint-3: a killed run was deleting it" in caplog.text
+    assert "checkpoint-3: a killed run left it behind; it is deleted" in caplog.text
 
 
 def test_a_checkpoint_is_replaced_by_its_successor(tmp_path: Path) -> None:
