@@ -121,6 +121,16 @@ def test_without_a_report_nothing_is_written(tmp_path, model_path):
     assert not [name for name in ("report.html", "plots", "samples.json") if (folder / name).exists()]
 
 
+def test_a_report_that_cannot_be_written_leaves_the_run_whole(tmp_path, model_path, caplog):
+    """A file stands where the folder of plots belongs: the model is saved, and the log says what is missing."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plots").write_text("in the way")
+    folder = train(config_of(tmp_path, model_path, max_steps=1, eval_strategy="no"))
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "metrics.json").is_file()
+    assert "the run is complete, but its report could not be written" in caplog.text
+
+
 def test_a_resumed_run_keeps_the_answers_from_before_its_first_step(tmp_path, model_path):
     saved = {"save_strategy": "steps", "save_steps": 4}
     folder = train(config_of(tmp_path, model_path, max_steps=4, **saved))
