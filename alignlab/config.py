@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from . import losses
 from .config_checks import check_combinations, check_peft, check_sources, check_training_options, refuse_moved
 from .config_parser import Key, Schema, Values, read_yaml, split_command_line, write_yaml
+from .parallel_checks import check_parallel, zero_stage
 
 Source = dict[str, Any]  # {path, weight, split, name, columns}: one part of a mixture
 _HIDDEN = ("parallelism_config", "local_rank", "hub_token")  # a Python object, the launcher's, a secret
@@ -169,6 +170,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         if not torch.accelerator.is_available():
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
         super().__post_init__()
+        spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
+        check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,11 @@ class RunConfig:
         for name in ("deepspeed", "reference_deepspeed"):
             if isinstance(values.get(name), str):
                 values[name] = str(find_config(values[name]))
+        if self.model.merge_adapter and zero_stage(values.get("deepspeed")) == 3:
+            raise ValueError(
+                "model.merge_adapter: under ZeRO-3 no rank holds a whole base to merge into; merge the saved adapter "
+                "afterwards, or train at stage 2"
+            )
         return PreferenceConfig(**values)
 
     def to_dict(self) -> Values:

@@ -47,7 +47,7 @@ _MOVED = {  # keys that people know from elsewhere -> what to write here
     "evaluation_strategy": "write `eval_strategy: ...`",
     "no_cuda": "write `use_cpu: true`",
     "group_by_length": "packed rows need no grouping by length; for padded ones write `length_window: 8` (steps)",
-    "parallelism_config": "it is a Python object: use PreferenceTrainer from Python",
+    "parallelism_config": "sequence, context and tensor parallelism would cut rows, which must be whole on a rank",
     "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
 }
 

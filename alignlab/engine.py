@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .models import unsharded
+from .parallel_checks import deepspeed_values
+from .parallel_checks import zero_stage as zero_stage
 
 _HALF = {"bf16": "bfloat16", "fp16": "float16"}  # how DeepSpeed's configuration calls what torch calls so
-
-
-def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
-    """Returns the ZeRO stage that a DeepSpeed configuration (a dict or a file) asks for; None without DeepSpeed."""
-    if deepspeed is None:
-        return None
-    config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def describe_engine(model: Any, ranks: int) -> dict[str, Any]:
@@ -29,7 +21,7 @@ def describe_engine(model: Any, ranks: int) -> dict[str, Any]:
     return {"class": type(model).__name__, "zero_stage": stage, "ranks": ranks}
 
 
-def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int) -> None:
+def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int, *, fsdp: bool = False) -> None:
     """Raises RuntimeError unless ``model`` has the engine, the stage and the ranks that were asked for."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks != asked:
@@ -43,6 +35,8 @@ def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int)
                 f"DeepSpeed ZeRO stage {stage} was asked for, but the model is wrapped by {engine} at stage {found}. "
                 "On a machine without an accelerator set use_cpu: true"
             )
+    elif fsdp and not (_is_fsdp2(model) or engine == "FullyShardedDataParallel"):
+        raise RuntimeError(f"FSDP was asked for, but the model is wrapped by {engine}")
     elif ranks > 1 and engine not in ("DistributedDataParallel", "FullyShardedDataParallel") and not _is_fsdp2(model):
         raise RuntimeError(f"{ranks} ranks were asked for, but the model ({engine}) is not wrapped for them")
 
@@ -60,8 +54,7 @@ def load_sharded(load: Callable[[str], Any], path: str, config: str | dict[str, 
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
-    values = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
-    zero = {name: value for name, value in values["zero_optimization"].items() if value != "auto"}
+    zero = {k: value for k, value in deepspeed_values(config)["zero_optimization"].items() if value != "auto"}
     zero.pop("offload_optimizer", None)
     settings: dict[str, Any] = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
     settings |= {name: {"enabled": str(dtype) == f"torch.{kind}"} for name, kind in _HALF.items()}

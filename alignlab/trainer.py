@@ -227,7 +227,8 @@ class PreferenceTrainer(ResumableTrainer):
         converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
         native = None if converts else resume_from_checkpoint
         result = super()._prepare_for_training(max_steps, train_dataloader, native)
-        check_engine(self.model_wrapped, self.args.deepspeed, self.args.world_size)
+        asked = self.args
+        check_engine(self.model_wrapped, asked.deepspeed, asked.world_size, fsdp=bool(asked.fsdp))
         for one in self.frozen.values():
             one.model.policy_is_trained()
         if converts and resume_from_checkpoint is not None:

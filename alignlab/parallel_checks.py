@@ -1,0 +1,54 @@
+"""What a run on several ranks cannot be, said before anything is loaded: cut sequences, shards nobody can merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_ROWS_STAY_WHOLE = (
+    "every rank is dealt whole rows of its own, and a packed row, its prompt and completions, must be on one rank; "
+    "allowed: DDP, ZeRO 1 to 3 with or without offload, FSDP"
+)
+
+
+def deepspeed_values(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a DeepSpeed configuration, given as it is or as a JSON file."""
+    if isinstance(config, Mapping):
+        return config
+    values: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
+    return values
+
+
+def zero_stage(deepspeed: str | Path | Mapping[str, Any] | None) -> int | None:
+    """Returns the ZeRO stage that a DeepSpeed configuration (a dict or a file) asks for; None without DeepSpeed."""
+    return None if deepspeed is None else int(deepspeed_values(deepspeed).get("zero_optimization", {}).get("stage", 0))
+
+
+def check_parallel(
+    deepspeed: str | dict[str, Any] | None, reference: str | dict[str, Any] | None, *, fsdp: bool, parallelism: Any
+) -> None:
+    """Raises a ValueError for ways to spread a run that cannot work here.
+
+    Args:
+        deepspeed: of the policy. reference: of the reference. fsdp: asked for on a CPU.
+        parallelism: transformers' ``parallelism_config``, from Python or from accelerate's environment.
+    """
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if getattr(parallelism, name, 1) > 1:
+            found = f"{name}: {getattr(parallelism, name)}"
+            raise ValueError(f"parallelism_config: {found} cannot work here: {_ROWS_STAY_WHOLE}")
+    if deepspeed is not None:
+        values = deepspeed_values(deepspeed)
+        parts = values.get("sequence_parallel_size", 1), values.get("tensor_parallel", {}).get("autotp_size", 0)
+        for name, found in zip(("sequence_parallel_size", "tensor_parallel.autotp_size"), parts, strict=True):
+            if found > 1:
+                raise ValueError(f"deepspeed: {name}: {found} cannot work here: {_ROWS_STAY_WHOLE}")
+    if reference is not None and zero_stage(reference) != 3:
+        raise ValueError(
+            f"reference_deepspeed: expected stage 3, found {zero_stage(reference)}: lower stages shard gradients and "
+            "optimiser, of which a reference has none"
+        )
+    if fsdp:
+        raise ValueError("fsdp: transformers' FSDP needs an accelerator; on a CPU it would silently be DDP: use ZeRO")
