@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 STOPPED_EARLY = 75  # exit status "try again later" (EX_TEMPFAIL): a job script requeues on it
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _FIRST_SAVE = 0.05  # of the limit: how long saving is taken to last before the run has saved once
+_LEAVING = 10.0  # seconds for a process to end once it has saved
 
 
 class StoppedEarly(BaseException):
@@ -103,7 +104,7 @@ class WallClock:
     def is_short(self, evaluates: bool) -> bool:
         """True if a step (and the evaluation that is due) and a save might not fit, each lasting twice as long."""
         needed = self.step + self.save + (self.evaluation if evaluates else 0.0)
-        return time.monotonic() - self._started + 2 * needed >= self.limit
+        return time.monotonic() - self._started + 2 * needed + _LEAVING >= self.limit
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc]
