@@ -18,7 +18,7 @@ import results
 import tiny
 from world import Row, World
 
-PAIRS, STEPS = 1024, 64
+PAIRS, STEPS, PROMPTS = 512, 32, 256
 BASES = {  # quantised, adapter, how the reference is scored, layouts
     "full": (False, False, ("cached", "live"), ("padded", "packed")),
     "4-bit": (True, True, ("cached", "live"), ("padded", "packed")),
@@ -49,9 +49,9 @@ def train(base: str, reference: str, layout: str, seed: int, work: Path, quick: 
     quantised, adapter, _, _ = BASES[base]
     world, original = World(seed), tiny.start(seed, work, quick=quick)
     count, steps = (64, 2) if quick else (PAIRS, STEPS)
-    prompts = world.prompts(tiny.PROMPTS if not quick else 32, "test")
+    prompts = world.prompts(PROMPTS if not quick else 32, "test")
     model = loaded(seed, work, quick, quantised=quantised)
-    moved = tiny.measure(model, original, world, prompts)["kl"]
+    moved = tiny.measure(model, original, world, prompts)["kl"] if (reference, layout) == ("cached", "padded") else 0.0
     peft = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None
     trainer = tiny.fit(
         model,
