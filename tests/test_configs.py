@@ -36,9 +36,26 @@ def test_shipped_sweep_loads_and_opens_with_its_command(path):
     assert f"alignlab sweep {path.name}" in header[0]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_config_leaves_the_batch_to_the_trainer(stage):
-    config = json.loads((FOLDER / f"zero{stage}.json").read_text(encoding="utf-8"))
-    assert config["zero_optimization"]["stage"] == stage
+ZERO = sorted(FOLDER.glob("zero*.json"))
+
+
+def keys_of(values):
+    """Yields every key of nested mappings."""
+    for key, value in values.items():
+        yield key
+        if isinstance(value, dict):
+            yield from keys_of(value)
+
+
+@pytest.mark.parametrize("path", ZERO, ids=lambda path: path.name)
+def test_deepspeed_config_follows_the_run_and_every_key_is_explained(path):
+    config = json.loads(path.read_text(encoding="utf-8"))
+    zero = config["zero_optimization"]
+    assert zero["stage"] == int(path.stem[4])
+    assert ("offload_optimizer" in zero) == path.stem.endswith("_offload")
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         assert config[key] == "auto"
+    assert config["bf16"]["enabled"] == config["fp16"]["enabled"] == config["gradient_clipping"] == "auto"
+    page = (Path(__file__).parents[1] / "docs" / "zero.md").read_text(encoding="utf-8")
+    for key in keys_of(config):
+        assert f"`{key}`" in page, key
