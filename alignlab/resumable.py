@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             if isinstance(one, ExportableState):
                 states.setdefault(type(one).__name__, []).append(one.state())
         return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops before a gradient that is not a number gets into the weights; the losses may not show it yet."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        engine_judges = self.is_deepspeed_enabled or self.accelerator.scaler is not None  # these skip a bad step
+        if not engine_judges and norm is not None and not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"the gradient of step {self.state.global_step + 1} is not finite, though the loss of every row is; "
+                "the weights are as they were"
+            )
+        return norm
 
     def _refuse_broken_weights(self) -> None:
         """Raises FloatingPointError, on all ranks, if a trained weight is not a number."""

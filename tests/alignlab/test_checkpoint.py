@@ -282,6 +282,22 @@ def test_weights_that_are_not_numbers_are_not_saved(tokenizer: Any, tmp_path: Pa
     assert newest_good(tmp_path) == tmp_path / "checkpoint-3"
 
 
+def test_a_gradient_that_is_not_a_number_does_not_reach_the_weights(tokenizer: Any, tmp_path: Path) -> None:
+    """The classic: `where` over a branch that is NaN has a sound value, and NaN as its gradient."""
+
+    def broken(batch: losses.Pairs) -> torch.Tensor:
+        margin = batch.rejected.sum_logps - batch.chosen.sum_logps
+        return torch.where(margin > float("inf"), (margin * 0).sqrt(), margin)  # d sqrt(x) / dx at 0 is infinite
+
+    run = trainer(tokenizer, tmp_path, broken)
+    before = [weight.detach().clone() for weight in run.model.parameters()]
+    with pytest.raises(
+        FloatingPointError, match="the gradient of step 1 is not finite, though the loss of every row is"
+    ):
+        run.train()
+    assert all(torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True))
+
+
 def test_the_state_of_other_groups_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     """As many groups, but other names: by index the weights would fit."""
     loss = {"name": "group_robust", "base": "dpo"}
