@@ -127,11 +127,11 @@ def test_one_node(uninterrupted: Path) -> None:
     assert not list(uninterrupted.glob(".preflight*"))
 
 
-def resumed(run: Path, job: str) -> bool:
-    """True if a restart of the job went on from a checkpoint before the last step."""
+def resumed(run: Path, job: str, nodes: int = 1) -> bool:
+    """True if a restart of the job went on from a checkpoint before the last step; every node logs its steps."""
     checkpoints = [int(re.sub(r"\D", "", path.name)) for path in run.glob("checkpoint-*")]
     restarted = (run / "logs" / f"train-{job}-restart-1.log").read_text().count("'loss'")
-    return 0 < min(checkpoints) < STEPS and restarted == STEPS - min(checkpoints)
+    return 0 < min(checkpoints) < STEPS and restarted == nodes * (STEPS - min(checkpoints))
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -211,15 +211,21 @@ def test_restarts_are_capped_and_a_cancelled_job_stays_cancelled(folder: Path) -
     assert "Restarts=0" in slurm("scontrol", "show", "job", two)
 
 
-def test_many_nodes_under_zero2_train_as_one_process_does(uninterrupted: Path, folder: Path) -> None:
-    """Two nodes, a rank each, no ssh: half of every batch on each."""
-    words = ("--deepspeed", "zero2.json", "--per_device_train_batch_size", "2")
-    job = submit(folder, "slurm_many_nodes.sbatch", RUN_DIR=str(folder / "many"), words=words)
+def test_many_nodes_under_zero2_stop_and_come_back_and_train_as_one_process_does(
+    uninterrupted: Path, folder: Path
+) -> None:
+    """Two nodes, a rank each, no ssh: half of every batch on each, and both save when the job is told to stop."""
+    run, words = folder / "many", ("--deepspeed", "zero2.json", "--per_device_train_batch_size", "2")
+    job = submit(folder, "slurm_many_nodes.sbatch", RUN_DIR=str(run), words=words)
+    started(run, job, folder)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    restart_soon(job, folder)
     finish(job, folder)
-    engine = json.loads((folder / "many" / "environment.json").read_text())["engine"]
+    engine = json.loads((run / "environment.json").read_text())["engine"]
     assert engine == {"class": "DeepSpeedEngine", "zero_stage": 2, "ranks": 2}
     assert "NodeList=n[1-2]" in slurm("scontrol", "show", "job", job)
-    assert losses(folder / "many") == pytest.approx(losses(uninterrupted), abs=1e-4)
+    assert resumed(run, job, nodes=2)
+    assert losses(run) == pytest.approx(losses(uninterrupted), abs=1e-4)
 
 
 def test_sweep_trains_every_loss_with_every_beta(folder: Path) -> None:
