@@ -185,7 +185,7 @@ def _together(runs: Sequence[RunRecord], colours: dict[str, int], metric: str, t
 # What a comparison draws, tabulates or judges by; reading the rest of many long logs would take half as long again.
 COMPARED = re.compile(
     r"eval_.*|loss|grad_norm|rewards/.*|logps/.*|logps_per_token/chosen|lengths/.*|speed/tokens_per_second|memory/.*"
-    r"|group/.*accuracy|(.*[_/])?kl(/.*)?|.*generation.*",
+    r"|group/.*accuracy|(.*[_/])?kl",
     re.DOTALL,
 )
 
@@ -247,12 +247,12 @@ def worst(run: RunRecord) -> float | None:
 
 def reward(run: RunRecord) -> float | None:
     """Mean reward of generated answers, if a judge gave any."""
-    return run.last("eval_generation/reward/mean")
+    return run.held_out("generation/reward")
 
 
 def wins(run: RunRecord) -> float | None:
     """Share of generated answers that a judge prefers to the chosen completion, ties half, if one judged."""
-    return run.last("eval_generation/win/win_rate")
+    return run.held_out("generation/win_rate")
 
 
 def fall(run: RunRecord) -> float | None:

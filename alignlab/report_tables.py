@@ -17,12 +17,12 @@ _HELD_OUT = (  # metric, what a page calls it
     ("rewards/accuracies", "accuracy, held out"),
     ("rewards/margins", "margin, held out"),
     ("group/worst_accuracy", "worst group, held out"),
+    ("generation/reward", "reward of answers"),
+    ("generation/win_rate", "win rate of answers"),
 )
 _FIGURES = (
     ("loss", "loss in training"),
     ("rewards/accuracies", "accuracy in training"),
-    ("eval_generation/reward/mean", "reward of answers"),
-    ("eval_generation/win/win_rate", "win rate of answers"),
     ("speed/tokens_per_second", "completion tokens / s"),
     ("memory/peak_gb", "peak memory, GB"),
     ("train_runtime", "seconds of training"),

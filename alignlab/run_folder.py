@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 _BOOKKEEPING = ("step", "epoch", "total_flos")
+_ANSWERS = {"kl": ("kl", "exact"), "reward": ("reward", "mean"), "win_rate": ("win", "win_rate")}
 _TIMINGS = ("_runtime", "_per_second")
 
 
@@ -105,7 +106,7 @@ def read_run(folder: str | Path, name: str | None = None, metrics: re.Pattern[st
         config=_read_yaml(config) if config.is_file() else {},
         environment=_optional(folder / "environment.json"),
         data=_optional(folder / "data.json"),
-        metrics=_numbers(last) | _numbers(_optional(folder / "eval.json").get("answers", {}), "eval_generation/"),
+        metrics=_numbers(last) | _answer_figures(_optional(folder / "eval.json")),
         samples=_optional(folder / "samples.json"),
         series=series,
         not_finite=not_finite,
@@ -191,15 +192,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Returns the finite numbers of nested mappings, names joined by slashes."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{key}/")
-        elif _is_number(value) and np.isfinite(value):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+def _answer_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures of answers that `alignlab eval` found, under their names in the log of training."""
+    answers = evaluation.get("answers") or {}
+    found = {name: (answers.get(section) or {}).get(figure) for name, (section, figure) in _ANSWERS.items()}
+    return _numbers({f"eval_generation/{name}": value for name, value in found.items()})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

@@ -153,7 +153,7 @@ def generated_lengths(run: RunRecord) -> tuple[float, float] | None:
         before, after = (float(np.mean(one)) for one in zip(*pairs, strict=True))
         return before, after
     for name, series in run.series.items():
-        if "generation" in name and name.endswith("length/tokens") and len(series.values) >= 2:
+        if name.endswith("generation/length") and len(series.values) >= 2:
             return float(series.values[0]), float(series.values[-1])
     return None
 
@@ -247,8 +247,8 @@ def kl_blow_up(run: RunRecord) -> Results:
 
 def kl_metric(run: RunRecord) -> tuple[str, float] | None:
     """Returns name and last value of the best measure of KL(policy || reference) that was logged, nats an answer."""
-    names = [one for one in {**run.series, **run.metrics} if re.search(r"(^|[_/])kl(/exact|/k1)?$", one)]
-    names.sort(key=lambda one: ("generation" not in one, not one.startswith("eval_"), not one.endswith("exact"), one))
+    names = [one for one in {**run.series, **run.metrics} if re.search(r"(^|[_/])kl(_k1)?$", one)]
+    names.sort(key=lambda one: ("generation" not in one, not one.startswith("eval_"), one.endswith("k1"), one))
     for name in names:
         value = run.last(name)
         if value is not None:

@@ -198,7 +198,7 @@ def test_errors_say_what_was_found(tmp_path, capsys):
 def test_runs_side_by_side(tmp_path, capsys):
     """Accuracies .6 .8 .7 at KLs of 1 2 3: the third has more KL and less accuracy than the second."""
     for index, accuracy in enumerate((0.6, 0.8, 0.7)):
-        found = {"eval_loss": 0.5, "eval_rewards/accuracies": accuracy, "eval_generation/kl/exact": index + 1.0}
+        found = {"eval_loss": 0.5, "eval_rewards/accuracies": accuracy, "eval_generation/kl": index + 1.0}
         log = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
         fake_run(tmp_path / "runs" / f"r{index}", log, found, learning_rate=0.1 * index)
     output = tmp_path / "all.html"
@@ -217,7 +217,7 @@ def test_figures_of_alignlab_eval_join_the_run(tmp_path):
         answers = {"kl": {"exact": kl, "k1": 9.0}, "win": {"win_rate": wins, "low": None}, "answers": 8}
         (folder / "eval.json").write_text(json.dumps({"model": "m", "answers": answers}))
     run = read_run(tmp_path / "r1")
-    assert kl_metric(run) == ("eval_generation/kl/exact", 2.0)
+    assert kl_metric(run) == ("eval_generation/kl", 2.0)
     page = compare_runs([tmp_path / "r0", tmp_path / "r1"], tmp_path / "all.html").read_text(encoding="utf-8")
     assert "<h3>Wins against KL</h3>" in page
     assert "On the Pareto front, by rising cost: r0, r1." in page

@@ -33,7 +33,7 @@ HEALTHY = {
     "lengths__rejected": (48, 48),
     "group__a__accuracy": (0.5, 0.8),
     "group__b__accuracy": (0.5, 0.75),
-    "eval_generation__kl__exact": (0, 8),
+    "eval_generation__kl": (0, 8),
 }
 SAMPLES = [{"before_tokens": 20, "after_tokens": 25}, {"before_tokens": 40, "after_tokens": 45}]
 
@@ -92,8 +92,8 @@ def test_length_growth_of_answers():
 
 
 def test_length_growth_of_generations_during_training():
-    assert names(run_of(**HEALTHY, eval_generation__length__tokens=(30, 60))) == ["Answers grow longer"]
-    assert names(run_of(**HEALTHY, eval_generation__length__tokens=(30, 40))) == []
+    assert names(run_of(**HEALTHY, eval_generation__length=(30, 60))) == ["Answers grow longer"]
+    assert names(run_of(**HEALTHY, eval_generation__length=(30, 40))) == []
 
 
 def test_data_that_prefer_length():
@@ -127,8 +127,8 @@ def test_a_group_left_behind():
 
 
 def test_kl_blow_up():
-    assert names(run_of(**{**HEALTHY, "eval_generation__kl__exact": (0, 20)})) == ["KL blow-up"]
-    assert names(run_of(**{**HEALTHY, "eval_generation__kl__exact": (0, 19.9)})) == []
+    assert names(run_of(**{**HEALTHY, "eval_generation__kl": (0, 20)})) == ["KL blow-up"]
+    assert names(run_of(**{**HEALTHY, "eval_generation__kl": (0, 19.9)})) == []
 
 
 def test_the_kl_of_generations_counts_before_that_of_the_loss():
@@ -144,7 +144,7 @@ def test_values_that_are_no_numbers():
 
 def test_every_finding_says_threshold_and_source():
     sick = run_of(
-        {"eval_generation/kl/exact": 50.0},
+        {"eval_generation/kl": 50.0},
         [{"before_tokens": 1, "after_tokens": 9}],
         {"loss": 1},
         **{
