@@ -75,7 +75,7 @@ def finish(config: Path, folder: Path, *words: str, **variables: str) -> str:
     """Lives to the end; returns the log."""
     life = begin(config, folder, *words, **variables)
     assert life.end() == 0, life.log
-    return life.log
+    return str(life.log)
 
 
 @pytest.fixture(scope="module")

@@ -326,6 +326,13 @@ def test_state_that_is_not_by_group_does_not_ask_for_groups(tmp_path: Path) -> N
         load_loss(back, tmp_path, ["b", "a"])
 
 
+@pytest.mark.parametrize("key", ["enable_jit_checkpoint", "save_on_each_node"])
+def test_what_would_save_in_another_way_is_refused(key: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {key: True}
+    with pytest.raises(ValueError, match=f"{key}: True cannot work here: "):
+        PreferenceConfig(output_dir=str(tmp_path), **options)
+
+
 # ---- time ----------------------------------------------------------------------------------------------------------
 
 
