@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import torch
 from engine_ranks import LOSSES, STEPS
 from safetensors.torch import load_file
 
+from alignlab.config import PreferenceConfig
+from alignlab.trainer import PreferenceTrainer
+
 BIN = Path(sys.executable).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2"]
@@ -24,11 +29,11 @@ NOT_COMPARED = ("step", "epoch", "learning_rate", "padding", "grad_norm", "per_s
 Log = list[dict[str, float]]
 
 
-def launch(words: list[str], folder: Path, out: Path, **changes: Any) -> str:
+def launch(words: list[str], folder: Path, out: Path, runs: list[dict[str, Any]]) -> str:
     """Runs ``engine_ranks.py`` under a launcher; returns what it said. Offload's first launch compiles for a minute."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     env["PYTHONPATH"] = str(Path(__file__).parent)
-    command = [*words, engine_ranks.__file__, str(folder), str(out), json.dumps(changes)]
+    command = [*words, engine_ranks.__file__, str(folder), str(out), json.dumps(runs)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return done.stdout + done.stderr
@@ -49,79 +54,177 @@ def engine_of(run: Path) -> dict[str, Any]:
     return engine
 
 
+QLORA = {
+    "model": {"load_in_4bit": True},
+    "peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
+    "learning_rate": 5e-3,
+}
+CHECKPOINTS = {"save_strategy": "steps", "save_steps": 6, "max_steps": 12, "weight_decay": 0.1}
+RESUMED = {**CHECKPOINTS, "of": "group_robust", "lr_scheduler_type": "linear"}
+TORCHRUN_ONE = [*TORCHRUN[:-1], "1"]
+ENGINES: dict[str, tuple[list[str], int | None, dict[str, Any]]] = {
+    "ddp": (TORCHRUN, None, {}),
+    "zero1": (TORCHRUN, 1, {"gradient_accumulation_steps": 2}),
+    "zero2": (DEEPSPEED, 2, {}),
+    "zero3": (TORCHRUN, 3, {"chunked": True}),
+    "zero2_offload": (TORCHRUN, 2, {}),
+    "zero3_offload": (TORCHRUN, 3, {}),
+}
+MORE: dict[str, list[dict[str, Any]]] = {  # what else is run where the libraries are imported already
+    "one": [{"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")],
+    "ddp": [{"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
+    "zero2": [
+        *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
+        {**RESUMED, "name": "whole"},
+    ],
+    "zero3": [
+        *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
+        {**RESUMED, "name": "whole"},
+        {"of": "tdpo", "name": "reference_sharded", "reference_deepspeed": "zero3.json"},
+        {"of": "tdpo", "name": "reference_cached", "reference_deepspeed": "zero3.json", "reference": "cached"},
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model and rows, and the runs of one process."""
     path = tmp_path_factory.mktemp("engines")
     engine_ranks.prepare(path)
-    launch([sys.executable], path, path / "one")
+    launch([sys.executable], path, path / "one", [*({"of": loss} for loss in LOSSES), *MORE["one"]])
     return path
 
 
-ENGINES: dict[str, tuple[list[str], int | None, dict[str, Any]]] = {
-    "ddp": (TORCHRUN, None, {}),
-    "zero1": (TORCHRUN, 1, {"gradient_accumulation_steps": 2}),
-    "zero2": (DEEPSPEED, 2, {}),
-    "zero3": (TORCHRUN, 3, {}),
-    "zero2_offload": (TORCHRUN, 2, {}),
-    "zero3_offload": (TORCHRUN, 3, {}),
-}
+@pytest.fixture(scope="module")
+def launched(folder: Path) -> Callable[[str], Path]:
+    """Runs all losses under an engine, once, and returns the folder of the runs."""
+
+    @cache
+    def run(engine: str) -> Path:
+        words, stage, changes = ENGINES[engine]
+        config = {} if stage is None else {"deepspeed": f"{engine}.json"}
+        runs = [*({"of": loss, **changes} for loss in LOSSES), *MORE.get(engine, [])]
+        launch(words, folder, folder / engine, [{**one, **config} for one in runs])
+        return folder / engine
+
+    return run
+
+
+def assert_same_losses(one: Path, other: Path, tolerance: float = 1e-4) -> None:
+    expected, found = ([entry["loss"] for entry in log_of(run) if "loss" in entry] for run in (one, other))
+    assert len(found) == len(expected)
+    assert found == pytest.approx(expected, abs=tolerance), other
+    assert max(expected) - min(expected) > 0.1, f"{one}: the trajectory moves"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_seven_losses_on_two_ranks_equal_one_process(engine: str, folder: Path) -> None:
+def test_seven_losses_on_two_ranks_equal_one_process(
+    engine: str, folder: Path, launched: Callable[[str], Path]
+) -> None:
     """Twenty steps within 1e-4, every metric of every step within 1e-4 of its size; the last step is uneven.
 
     21 rows in steps of 4: at the end of each epoch one rank runs a filler; most of its steps lack a group, or a label.
+    Under ZeRO-3 the LM head runs in chunks, on weights that are gathered for it.
     """
-    words, stage, changes = ENGINES[engine]
-    if stage is not None:
-        changes = {**changes, "deepspeed": f"{engine}.json"}
-    out = folder / engine
-    launch(words, folder, out, **changes)
+    out, stage = launched(engine), ENGINES[engine][1]
     name = "DistributedDataParallel" if stage is None else "DeepSpeedEngine"
     for loss in LOSSES:
         assert engine_of(out / loss) == {"class": name, "zero_stage": stage, "ranks": 2}, loss
+        assert_same_losses(folder / "one" / loss, out / loss)
         one, two = log_of(folder / "one" / loss), log_of(out / loss)
         assert len(one) == STEPS + 1
-        assert [e["loss"] for e in two[:STEPS]] == pytest.approx([e["loss"] for e in one[:STEPS]], abs=1e-4), loss
         for step, (expected, found) in enumerate(zip(one, two, strict=True)):
             assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), (loss, step)
-        losses = [entry["loss"] for entry in one[:STEPS]]
-        assert max(losses) - min(losses) > 0.1, f"{loss}: the trajectory moves"
-    stores = [{path.name for path in (run / "scores").iterdir()} for run in (folder / "one", out)]
-    assert stores[0] == stores[1], "the reference has the same fingerprint on shards as whole"
-    assert all(stores)
 
 
-RESUME: dict[str, Any] = {
-    "losses": ["group_robust"],
-    "max_steps": 12,
-    "save_strategy": "steps",
-    "save_steps": 6,
-    "lr_scheduler_type": "linear",
-    "weight_decay": 0.1,
-}
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_reference_has_one_fingerprint_under_every_engine(
+    engine: str, folder: Path, launched: Callable[[str], Path]
+) -> None:
+    """On shards, too, it is the hash of the real weights, so scores made under one engine serve all."""
+    one, found = (
+        {path.name for path in (run / "scores").iterdir() if not path.name.startswith(".")}
+        for run in (folder / "one", launched(engine))
+    )
+    assert len(one) == 2, "the model, and its 4-bit form"
+    assert len(found) == (2 if engine in ("zero2", "zero3") else 1)
+    assert found <= one
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_resume_on_another_number_of_ranks_continues_the_trajectory(stage: int, folder: Path) -> None:
-    """Six steps on two ranks and six on one, and the other way round: losses of an uninterrupted run within 1e-5."""
-    changes = {**RESUME, "deepspeed": f"zero{stage}.json"}
-    alone = [*TORCHRUN[:-1], "1"]
-    for name, before, after in (("fewer", TORCHRUN, alone), ("more", alone, TORCHRUN)):
-        whole, out = folder / f"{name}{stage}_whole", folder / f"{name}{stage}"
-        launch(before, folder, whole, **changes)
+def test_rows_are_packed_under_zero3(launched: Callable[[str], Path]) -> None:
+    """The probe runs on a small twin; no position of a pair's rows is padding."""
+    for loss in ("dpo", "tdpo", "modpo"):
+        history = json.loads((launched("zero3") / loss / "trainer_state.json").read_text())["log_history"]
+        assert {entry["padding"] for entry in history if "padding" in entry} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [("ddp", "reference_offloaded"), ("zero3", "reference_sharded"), ("zero3", "reference_cached")]
+)
+def test_a_reference_sharded_by_its_own_setting_scores_the_same(
+    engine: str, name: str, folder: Path, launched: Callable[[str], Path]
+) -> None:
+    """Whatever the policy's engine; that all its weights are sharded is checked where it is loaded."""
+    assert_same_losses(folder / "one" / "tdpo", launched(engine) / name)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_qlora_on_two_ranks_equals_one_process(
+    loss: str, engine: str, folder: Path, launched: Callable[[str], Path]
+) -> None:
+    """Within 1e-4: the adapter is float32 and the 4-bit base is never changed, so only the order of sums differs."""
+    assert_same_losses(folder / "one" / f"qlora_{loss}", launched(engine) / f"qlora_{loss}")
+
+
+@pytest.mark.parametrize("engine", ["zero3", "zero3_offload"])
+def test_the_model_saved_under_zero3_loads_alone_and_scores_as_in_memory(
+    engine: str, folder: Path, launched: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Metrics of the evaluation at the end of training are those of the saved files in one process."""
+    run = launched(engine) / "dpo"
+    rows = {name: f"{folder}/{name}_pairs.jsonl" for name in ("train", "eval")}
+    args = PreferenceConfig(
+        output_dir=str(tmp_path),
+        ref_model_name_or_path=str(folder / "model"),
+        score_cache_dir=str(folder / "one" / "scores"),
+        use_cpu=True,
+    )
+    alone = PreferenceTrainer(str(run), args, "dpo", rows["train"], rows["eval"]).evaluate()
+    for key, value in log_of(run)[-1].items():
+        assert alone[key] == pytest.approx(value, abs=1e-5, rel=1e-5), key
+
+
+def test_resume_on_another_number_of_ranks_continues_the_trajectory(
+    folder: Path, launched: Callable[[str], Path]
+) -> None:
+    """Six steps on two ranks and six on one, and the other way round: an uninterrupted run's losses within 1e-5."""
+    alone, pair = folder / "alone", folder / "pair"
+    stages = {stage: {**RESUMED, "deepspeed": f"zero{stage}.json"} for stage in (2, 3)}
+
+    def half(whole: Path, out: Path) -> None:
         shutil.copytree(whole, out)
-        run, uninterrupted = out / "group_robust", whole / "group_robust"
-        shutil.rmtree(run / "checkpoint-12")
-        said = launch(after, folder, out, **changes, resume_from_checkpoint="auto")
-        assert "it is converted first" in said
-        assert engine_of(run) == {"class": "DeepSpeedEngine", "zero_stage": stage, "ranks": int(after[-1])}
-        expected, found = ([e["loss"] for e in log_of(path) if "loss" in e] for path in (uninterrupted, run))
-        assert len(found) == 12
-        assert found == pytest.approx(expected, abs=1e-5), name
-        weights = [load_file(path / "model.safetensors") for path in (uninterrupted, run)]
-        for key, value in weights[0].items():
-            torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-5)
-        assert not list(run.glob(".universal*"))
+        shutil.rmtree(out / "checkpoint-12")
+
+    for stage in stages:
+        half(launched(f"zero{stage}") / "whole", alone / f"resumed{stage}")
+    auto = {"resume_from_checkpoint": "auto"}
+    runs = [{**changes, "name": f"resumed{stage}", **auto} for stage, changes in stages.items()]
+    said = launch(TORCHRUN_ONE, folder, alone, [*runs, *({**c, "name": f"whole{s}"} for s, c in stages.items())])
+    assert said.count("it is converted first") == 2
+    for stage in stages:
+        half(alone / f"whole{stage}", pair / f"resumed{stage}")
+    assert launch(TORCHRUN, folder, pair, runs).count("it is converted first") == 2
+    for stage in stages:
+        for ranks, out, whole in (
+            (1, alone, folder / f"zero{stage}" / "whole"),
+            (2, pair, alone / f"whole{stage}"),
+        ):
+            run = out / f"resumed{stage}"
+            assert engine_of(run) == {"class": "DeepSpeedEngine", "zero_stage": stage, "ranks": ranks}
+            assert len([entry for entry in log_of(run) if "loss" in entry]) == 12
+            assert_same_losses(whole, run, 1e-5)
+            weights = [load_file(path / "model.safetensors") for path in (whole, run)]
+            for key, value in weights[0].items():
+                torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-5)
+            assert not list(run.glob(".universal*")), "the converted checkpoint is gone"
