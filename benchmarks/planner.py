@@ -3,7 +3,7 @@
     python benchmarks/planner.py [NAME ...] [--malloc-as-it-is]
 
 writes docs/results/planner.csv where no name is given; 10 to 20 minutes on two cores. Measured is the largest resident
-size of a rank (VmHWM) less its resident size after all imports; planned is what `alignlab plan` says without its
+size of a rank (VmHWM) in training, less its resident size after all imports; planned is what `alignlab plan` says without its
 allowance for a GPU's framework. malloc is told to give all of more than 64 KB back at once (MALLOC_MMAP_THRESHOLD_):
 the resident size is then that of the tensors alive, as a GPU's allocator counts them. Left as it is, glibc keeps freed
 pieces of up to 32 MB in its heap, and runs measure larger; --malloc-as-it-is shows by how much.
@@ -102,8 +102,8 @@ def planned(config: Path, case: Case, lengths: tuple[int, int]) -> dict[str, flo
     return {**found.gpu, "peak": found.peak, "parameters": found.total}
 
 
-def measured(config: Path, case: Case, *, given_back: bool = True) -> float:
-    """Runs the training in new processes; returns the bytes of the rank that took most, above its imports.
+def measured(config: Path, case: Case, *, given_back: bool = True) -> tuple[float, float]:
+    """Runs in new processes; returns the bytes of the rank that took most, above its imports: training, and before.
 
     Args:
         given_back: whether malloc returns what is freed to the system at once.
@@ -117,10 +117,13 @@ def measured(config: Path, case: Case, *, given_back: bool = True) -> float:
     if given_back:
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True)
-    found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("PEAK ")]
-    if len(found) != case.ranks:
+    found = {
+        name: [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
+        for name in ("PEAK", "LOADING")
+    }
+    if len(found["PEAK"]) != case.ranks:
         raise RuntimeError(f"{case.words}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return max(found)
+    return max(found["PEAK"]), max(found["LOADING"])
 
 
 def measure(config: str, words: list[str]) -> None:
@@ -131,14 +134,24 @@ def measure(config: str, words: list[str]) -> None:
     import peft  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    from alignlab import planner, run  # noqa: F401
+    from alignlab import PreferenceTrainer, planner, run  # noqa: F401
     from alignlab.config import load_config
 
+    before, train, loading = _status("VmRSS"), PreferenceTrainer.train, []
+
+    def forget_peak() -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def train_alone(self: Any, **options: Any) -> Any:
+        loading.append(_status("VmHWM") - before)
+        forget_peak()
+        return train(self, **options)
+
+    PreferenceTrainer.train = train_alone
     loaded = load_config(config, words)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is of the imports: begin anew
+    forget_peak()
     run.train(loaded)
-    print(f"\nPEAK {_status('VmHWM') - before}", flush=True)
+    print(f"\nLOADING {loading[0]}\nPEAK {_status('VmHWM') - before}", flush=True)
 
 
 def _status(key: str) -> float:
@@ -149,7 +162,8 @@ def _status(key: str) -> float:
 def compare(case: Case, folder: Path, *, given_back: bool = True) -> dict[str, Any]:
     """Returns planned and measured megabytes of a case."""
     config, lengths = prepare(case, folder)
-    plan, found = planned(config, case, lengths), measured(config, case, given_back=given_back)
+    plan = planned(config, case, lengths)
+    found, loading = measured(config, case, given_back=given_back)
     parts = {name: round(size / MB) for name, size in plan.items() if name not in ("parameters", "framework")}
     return {
         "parameters": f"{plan['parameters'] / 1e6:.0f}M",
@@ -157,11 +171,12 @@ def compare(case: Case, folder: Path, *, given_back: bool = True) -> dict[str, A
         **parts,
         "measured": round(found / MB),
         "planned / measured": round(plan["peak"] / found, 3),
+        "measured before training": round(loading / MB),
     }
 
 
 def main(names: list[str]) -> None:
-    """Compares the named cases, or all, and writes the table of all."""
+    """Compares the named cases, or all, and writes them into the table in the place of what it had of them."""
     given_back = "--malloc-as-it-is" not in names
     names = [name for name in names if name != "--malloc-as-it-is"]
     rows = []
@@ -169,7 +184,7 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append({"case": name, **compare(CASES[name], Path(folder), given_back=given_back)})
         print(rows[-1], flush=True)
-        if not names and given_back:
+        if given_back:
             write(rows)
 
 
@@ -178,12 +193,17 @@ def write(rows: list[dict[str, Any]]) -> None:
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     packages = ("alignlab", "torch", "transformers", "peft", "deepspeed", "bitsandbytes")
     versions = ", ".join(f"{one} {metadata.version(one)}" for one in packages)
-    with (ROOT / "docs/results/planner.csv").open("w", encoding="utf-8", newline="") as file:
+    path = ROOT / "docs/results/planner.csv"
+    new = {row["case"]: row for row in rows}
+    if path.exists():
+        old = {row["case"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()[1:])}
+        new = {name: new.get(name) or old[name] for name in CASES if name in new or name in old}
+    with path.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# MB of one rank; {cpu.split(':')[1].strip()}, {os.cpu_count()} cores, Python ")
         file.write(f"{platform.python_version()}, {versions}\n")
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(new.values())
 
 
 if __name__ == "__main__":
