@@ -7,8 +7,10 @@ import json
 import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from making import make_model, make_rows, make_tokenizer
 
@@ -61,13 +63,13 @@ def settings(folder: Path, run: Path, loss: str, **changes: Any) -> dict[str, An
 
 
 def main(folder: Path, out: Path, runs: list[dict[str, Any]]) -> None:
-    """Trains one run after the other on this launcher's ranks; ``chunked`` has the LM head run in chunks always."""
+    """Trains one run after the other on this launcher's ranks; with ``chunked`` the LM head always runs in chunks."""
     gc.freeze()  # the Trainer collects garbage in every run
     for changes in runs:
         loss = changes.pop("of")
-        if changes.pop("chunked", False):
-            scoring.worthwhile = lambda *_, **__: True
-        train(load_config(settings(folder, out / changes.pop("name", loss), loss, **changes)))
+        chunked = patch.object(scoring, "worthwhile", return_value=True) if changes.pop("chunked", False) else None
+        with chunked or nullcontext():
+            train(load_config(settings(folder, out / changes.pop("name", loss), loss, **changes)))
     raise SystemExit(_leave(0))
 
 
