@@ -3,7 +3,7 @@
     python benchmarks/planner.py [NAME ...] [--malloc-as-it-is]
 
 writes docs/results/planner.csv where no name is given; 10 to 20 minutes on two cores. Measured is the largest resident
-size of a rank (VmHWM) in training, less its resident size after all imports; planned is what `alignlab plan` says without its
+size of a rank (VmHWM) in training, less its size after all imports; planned is what `alignlab plan` says without its
 allowance for a GPU's framework. malloc is told to give all of more than 64 KB back at once (MALLOC_MMAP_THRESHOLD_):
 the resident size is then that of the tensors alive, as a GPU's allocator counts them. Left as it is, glibc keeps freed
 pieces of up to 32 MB in its heap, and runs measure larger; --malloc-as-it-is shows by how much.
@@ -64,7 +64,9 @@ def prepare(case: Case, folder: Path, pairs: int = 2) -> tuple[Path, tuple[int, 
     heads = {"num_attention_heads": 12 if case.architecture is BASE else 8, "num_key_value_heads": 4}
     options = {**case.architecture, **heads, "max_position_embeddings": 1024, "tie_word_embeddings": False}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**options, pad_token_id=0, eos_token_id=1))
-    model.save_pretrained(folder / "model")
+    # In shards, as real models are: a mapped file counts as a whole as long as one of its tensors is in use, so that
+    # weights that were quantised long ago would still be counted beside their 4 bits.
+    model.save_pretrained(folder / "model", max_shard_size="50MB")
     tokenizer.save_pretrained(folder / "model")
     rng = random.Random(0)
     rows, lengths = [], []
