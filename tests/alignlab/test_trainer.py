@@ -244,6 +244,7 @@ def test_rows_in_the_order_of_the_data_and_their_padding_in_the_log(tokenizer: A
         run = trainer(tokenizer, tmp_path, SEVEN["dpo"], make_rows(8), layout=layout, **options)
         assert [batch["row"].tolist() for batch in run.get_train_dataloader()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         found[layout] = trajectory(run, "padding")
+        assert run.data.train is not None
         first = run.data.train.select(range(4))
         lengths = [len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in first for side in ("chosen", "rejected")]
     assert found["padded"] == pytest.approx([1 - sum(lengths) / (8 * max(lengths))])
@@ -256,6 +257,7 @@ def test_supervised_training_leaves_the_rejected_completion_out(tokenizer: Any, 
     pairs = trainer(tokenizer, tmp_path, {"name": "sft"}, rows, evaluation=rows)
     batch = next(iter(pairs.get_train_dataloader()))
     assert batch["completions"]["fields"] == ["chosen"]
+    assert pairs.data.train is not None
     chosen = pairs.data.train.select(batch["row"].tolist())
     expected = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in chosen)
     assert batch["completions"]["input_ids"].numel() == expected

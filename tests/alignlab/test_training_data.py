@@ -11,7 +11,7 @@ from alignlab.config import PreferenceConfig
 from alignlab.training_data import TrainingData
 
 
-def data_of(loss: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, folder: Path, **keys: Any) -> TrainingData:
+def data_of(loss: dict[str, Any], rows: list[Any], tokenizer: Any, folder: Path, **keys: Any) -> Any:
     args = PreferenceConfig(output_dir=str(folder), disable_tqdm=True, **keys)
     return TrainingData(losses.build(loss).needs, args, tokenizer, rows, None)
 
