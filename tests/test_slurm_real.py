@@ -79,7 +79,7 @@ def submit(folder: Path, template: str, *options: str, words: tuple[str, ...] = 
     """Submits a template with the tiny config; returns the job's number."""
     output = f"--output={folder}/%x-%j.log"
     command = ["sbatch", "--parsable", output, *ON_CPU, *options, str(LAUNCH / template), str(folder / "run.yaml")]
-    return slurm(*command, *words, **(ENVIRONMENT | variables))
+    return slurm(*command, *words, folder=ROOT, **(ENVIRONMENT | variables))
 
 
 def logs(folder: Path) -> str:
