@@ -12,6 +12,7 @@ pieces of up to 32 MB in its heap, and runs measure larger; --malloc-as-it-is sh
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import os
 import platform
@@ -64,9 +65,7 @@ def prepare(case: Case, folder: Path, pairs: int = 2) -> tuple[Path, tuple[int, 
     heads = {"num_attention_heads": 12 if case.architecture is BASE else 8, "num_key_value_heads": 4}
     options = {**case.architecture, **heads, "max_position_embeddings": 1024, "tie_word_embeddings": False}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**options, pad_token_id=0, eos_token_id=1))
-    # In shards, as real models are: a mapped file counts as a whole as long as one of its tensors is in use, so that
-    # weights that were quantised long ago would still be counted beside their 4 bits.
-    model.save_pretrained(folder / "model", max_shard_size="50MB")
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rng = random.Random(0)
     rows, lengths = [], []
@@ -146,6 +145,7 @@ def measure(config: str, words: list[str]) -> None:
 
     def train_alone(self: Any, **options: Any) -> Any:
         loading.append(_status("VmHWM") - before)
+        _page_out_weight_files()
         forget_peak()
         return train(self, **options)
 
@@ -154,6 +154,19 @@ def measure(config: str, words: list[str]) -> None:
     forget_peak()
     run.train(loaded)
     print(f"\nLOADING {loading[0]}\nPEAK {_status('VmHWM') - before}", flush=True)
+
+
+def _page_out_weight_files() -> None:
+    """Takes the pages of mapped weight files out of memory; those that training reads come back, and only those count.
+
+    A mapping stays resident from when the file was read, also where its weights were quantised since.
+    """
+    libc, page_out = ctypes.CDLL(None, use_errno=True), 21  # MADV_PAGEOUT: nothing is lost
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            start, end = (int(one, 16) for one in line.split()[0].split("-"))
+            if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), page_out) != 0:
+                raise OSError(ctypes.get_errno(), "madvise")
 
 
 def _status(key: str) -> float:
