@@ -33,7 +33,7 @@ bench: $(INSTALLED)
 bench-losses: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_losses.py
 
-# What papers claim of the losses, at a size that anyone can rerun: six programs, an hour on a core; REPRO=--quick: minutes.
+# What papers claim of the losses, at a size that anyone can rerun: six programs, some 40 minutes of processor time; REPRO=--quick: a few.
 repro: $(INSTALLED)
 	for program in bandit noise frontier pareto same groups; do \
 	  $(BIN)/python benchmarks/repro/$$program.py $(REPRO) || exit 1; done
