@@ -1,12 +1,13 @@
-"""The load-balancing loss of mixture-of-experts models, the same in packed rows as in plain ones."""
+"""The load-balancing loss of mixture-of-experts models, the same in packed rows as in plain ones, and on all ranks."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .packing_probe import base_of
@@ -15,8 +16,10 @@ from .packing_probe import base_of
 class Router:
     """Watches the routers of a model and returns their load-balancing loss.
 
-    The loss is transformers' own (Switch Transformer, 2101.03961, equations 4 to 6), with every token weighted by the
-    number of plain sequences it stands in, so that a shared prompt counts as often as if it were repeated.
+    ``experts * sum_e f_e P_e`` with f_e the share of tokens sent to expert e and P_e its mean probability, over all
+    layers (Switch Transformer, 2101.03961, equations 4 to 6, as transformers has it). Every token is weighted by the
+    number of plain sequences it stands in, so that a shared prompt counts as often as if it were repeated; both means
+    are over the micro-batches of all ranks, so that the loss is that of one process.
 
     Args:
         model: a mixture-of-experts causal LM, also inside PEFT or an engine.
@@ -30,10 +33,10 @@ class Router:
         base = base_of(model)
         self.trunk: nn.Module = base.base_model
         self.coefficient = coefficient
-        self._balance = getattr(sys.modules[type(base).__module__], "load_balancing_loss_func", None)
+        balanced = hasattr(sys.modules[type(base).__module__], "load_balancing_loss_func")
         config = base.config.get_text_config()
         experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-        if self._balance is None or experts is None:
+        if not balanced or experts is None:
             raise ValueError(f"router_aux_loss_coef: {type(base).__name__} has no routers with a load-balancing loss")
         self.experts, self.chosen = int(experts), int(config.num_experts_per_tok)
         self._logits: Any = None
@@ -58,12 +61,23 @@ class Router:
             for handle in handles:
                 handle.remove()
 
-    def loss(self, shares: Tensor) -> Tensor:
-        """Returns the load-balancing loss of the forward just watched; ``shares [R, S]`` weigh the tokens."""
-        assert self._balance is not None
-        logits, self._logits = self._logits, None
-        result: Tensor = self._balance(logits, self.experts, self.chosen, shares)
-        return result
+    def loss(self, shares: Tensor, over_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
+        """Returns this rank's part of the load-balancing loss of the forward just watched; the ranks' sum is the loss.
+
+        Args:
+            shares: ``[R, S]``, weighs the tokens; 0 where they only fill.
+            over_ranks: sums a tensor over ranks; every rank must call.
+        """
+        gates, self._logits = self._logits, None
+        weights = shares.flatten().float()
+        sent, probability = torch.zeros(2, self.experts, device=weights.device).unbind()
+        for gate in gates:
+            chance = gate.softmax(-1)
+            experts = chance.topk(self.chosen, dim=-1).indices
+            sent = sent.scatter_add(0, experts.flatten(), weights.repeat_interleave(self.chosen))
+            probability = probability + weights @ chance.float()
+        sums = over_ranks(torch.cat((sent, weights.sum()[None] * len(gates))))
+        return self.experts * (sums[:-1] * probability).sum() / sums[-1] ** 2
 
 
 def router_of(model: Any, coefficient: float | None) -> Router | None:

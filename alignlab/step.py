@@ -29,7 +29,8 @@ class PreferenceStep:
         over_ranks: sums a tensor over ranks. ranks: how many there are.
         use_previous_totals: score-coupled losses take the totals of the step before, which saves the pass
             without gradient that accumulated micro-batches otherwise need.
-        router: the routers whose load-balancing loss joins the objective, micro-batches weighted by their rows.
+        router: the routers whose load-balancing loss, over all ranks, joins the objective, micro-batches weighted by
+            their rows.
     """
 
     def __init__(
@@ -89,16 +90,22 @@ class PreferenceStep:
                 totals = self._parts[-1]
             elif late:
                 totals = self._totals = self._summed(self._parts)
+        balance = self._balance(inputs) if self.router else None
         if len(batch) == 0:  # only fillers: the graph is kept, at zero weight, for the engine's collectives
             return any_logps(batch).sum() * 0.0, batch, None
         output = self.loss(batch, totals)
         part = contributions(output, batch).sum() * (self.ranks / self._rows)
-        if self.router:
-            balance = self.router.loss(inputs["completions"]["shares"])
-            rows = torch.tensor(float(len(batch)), device=balance.device)
-            output.metrics["aux_loss"] = (balance.detach() * rows, rows)
-            part = part + self.router.coefficient * balance * (rows * self.ranks / self._rows)
+        if balance is not None and self.router:
+            output.metrics["aux_loss"] = (balance.detach(), torch.tensor(float(len(batch)), device=balance.device))
+            part = part + self.router.coefficient * balance * (self.ranks / self._rows)
         return part.float(), batch, output
+
+    def _balance(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Returns this rank's part of the routers' loss of a micro-batch, times its rows on all ranks."""
+        assert self.router is not None
+        shares, rows = inputs["completions"]["shares"], inputs["real"].sum()
+        rows_over_ranks = self.over_ranks(rows.to(self.device, torch.float32))
+        return self.router.loss(shares * bool(rows), self.over_ranks) * rows_over_ranks
 
     def finish(self, *, last: bool) -> None:
         """Moves the loss's state: after each micro-batch if it couples only that, else after the step's last one."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from making import make_model, make_rows, make_tokenizer
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from alignlab import scoring
 from alignlab.cli import _leave
@@ -27,6 +29,7 @@ def prepare(folder: Path) -> None:
     """Writes model, tokenizer and rows that every run starts from; a fifth of the rows is of the group "few"."""
     make_model(0, hidden_size=64, intermediate_size=128).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
+    make_experts(folder / "experts")
     for name, count, seed in (("train", ROWS, 0), ("eval", EVAL_ROWS, 1)):
         pairs, labelled = make_rows(count, seed), []
         for index, row in enumerate(pairs):
@@ -39,13 +42,26 @@ def prepare(folder: Path) -> None:
             (folder / f"{name}_{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def make_experts(folder: Path) -> None:
+    """Writes a small mixture of experts, with the same tokenizer."""
+    plain = make_model().config
+    names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    names += ("pad_token_id", "bos_token_id", "eos_token_id")
+    shape = {name: getattr(plain, name) for name in names} | {"num_hidden_layers": 2, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**shape, **experts, intermediate_size=64))
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+
+
 def settings(folder: Path, run: Path, loss: str, **changes: Any) -> dict[str, Any]:
     """Returns the config of one run: a high learning rate, so that twenty steps go somewhere."""
     ranks, accumulation = int(os.environ.get("WORLD_SIZE", "1")), changes.get("gradient_accumulation_steps", 1)
-    kind = "labelled" if loss == "kto" else "pairs"
+    kind, model = "labelled" if loss == "kto" else "pairs", changes.pop("model", {})
     return {
         "loss": {"name": loss},
-        "model": {"name_or_path": str(folder / "model"), **changes.pop("model", {})},
+        "model": {**model, "name_or_path": str(folder / model.get("name_or_path", "model"))},
         "data": {"train": str(folder / f"train_{kind}.jsonl"), "eval": str(folder / f"eval_{kind}.jsonl")},
         "output_dir": str(run),
         "score_cache_dir": str(run.parent / "scores"),

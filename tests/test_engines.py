@@ -59,6 +59,7 @@ QLORA = {
     "peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
     "learning_rate": 5e-3,
 }
+EXPERTS = {"of": "dpo", "name": "experts", "model": {"name_or_path": "experts"}, "router_aux_loss_coef": 0.5}
 CHECKPOINTS = {"save_strategy": "steps", "save_steps": 6, "max_steps": 12, "weight_decay": 0.1}
 RESUMED = {**CHECKPOINTS, "of": "group_robust", "lr_scheduler_type": "linear"}
 TORCHRUN_ONE = [*TORCHRUN[:-1], "1"]
@@ -71,11 +72,12 @@ ENGINES: dict[str, tuple[list[str], int | None, dict[str, Any]]] = {
     "zero3_offload": (TORCHRUN, 3, {}),
 }
 MORE: dict[str, list[dict[str, Any]]] = {  # what else is run where the libraries are imported already
-    "one": [{"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")],
-    "ddp": [{"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
+    "one": [*({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")), EXPERTS],
+    "ddp": [EXPERTS, {"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
     "zero2": [
         *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
         {**RESUMED, "name": "whole"},
+        EXPERTS,
     ],
     "zero3": [
         *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
@@ -146,8 +148,8 @@ def test_the_reference_has_one_fingerprint_under_every_engine(
         {path.name for path in (run / "scores").iterdir() if not path.name.startswith(".")}
         for run in (folder / "one", launched(engine))
     )
-    assert len(one) == 2, "the model, and its 4-bit form"
-    assert len(found) == (2 if engine in ("zero2", "zero3") else 1)
+    assert len(one) == 3, "the model, its 4-bit form, and the mixture of experts"
+    assert len(found) == {"ddp": 2, "zero2": 3, "zero3": 2}.get(engine, 1)
     assert found <= one
 
 
@@ -175,6 +177,18 @@ def test_qlora_on_two_ranks_equals_one_process(
 ) -> None:
     """Within 1e-4: the adapter is float32 and the 4-bit base is never changed, so only the order of sums differs."""
     assert_same_losses(folder / "one" / f"qlora_{loss}", launched(engine) / f"qlora_{loss}")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_the_load_balance_of_experts_is_that_of_one_process(
+    engine: str, folder: Path, launched: Callable[[str], Path]
+) -> None:
+    """The auxiliary loss at half weight, its mean over the tokens of both ranks; one rank runs fillers at times."""
+    one, two = folder / "one" / "experts", launched(engine) / "experts"
+    assert_same_losses(one, two)
+    balance = [[entry["aux_loss"] for entry in log_of(run) if "aux_loss" in entry] for run in (one, two)]
+    assert len(balance[0]) == STEPS
+    assert balance[1] == pytest.approx(balance[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["zero3", "zero3_offload"])
