@@ -45,8 +45,8 @@ def prepare(folder: Path) -> None:
 def make_experts(folder: Path) -> None:
     """Writes a small mixture of experts, with the same tokenizer."""
     plain = make_model().config
-    names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    names += ("pad_token_id", "bos_token_id", "eos_token_id")
+    names = ["vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"]
+    names += ["pad_token_id", "bos_token_id", "eos_token_id"]
     shape = {name: getattr(plain, name) for name in names} | {"num_hidden_layers": 2, "head_dim": 8}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     torch.manual_seed(0)
