@@ -76,8 +76,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     float32_matmul_precision: Literal["highest", "high", "medium"] | None = field(
         default=None,
         metadata={
-            "help": "How exactly fp32 matrices are multiplied; medium doubles the rate on CPUs with AVX-512 kernels, "
-            "and the error that it has there is logged; by default as the process has it."
+            "help": "How exactly fp32 matrices are multiplied (torch's switch). The error that it has on this machine "
+            "is measured and logged; what it gains depends on the machine too. By default as the process has it."
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
