@@ -5,7 +5,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ModelOptions, PreferenceConfig, RunConfig, load_config
+    from .config import RunConfig, load_config
+    from .config_arguments import PreferenceConfig
+    from .config_options import ModelOptions
     from .run import train
     from .trainer import PreferenceTrainer
 
@@ -13,8 +15,8 @@ __version__ = version("alignlab")
 __all__ = ["ModelOptions", "PreferenceConfig", "PreferenceTrainer", "RunConfig", "__version__", "load_config", "train"]
 
 _HOMES = {
-    "ModelOptions": "config",
-    "PreferenceConfig": "config",
+    "ModelOptions": "config_options",
+    "PreferenceConfig": "config_arguments",
     "RunConfig": "config",
     "load_config": "config",
     "train": "run",

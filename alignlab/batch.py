@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .data.layout import PROMPT
+from .frozen_models import REFERENCE
 from .losses import Labelled, LossOutput, Needs, Pairs, Scored
 
-REFERENCE = "reference"
 T = TypeVar("T")
 
 

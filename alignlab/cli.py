@@ -154,11 +154,11 @@ def _train(words: Sequence[str]) -> int:
     if not words or {"-h", "--help"} & set(words):
         return _train_help()
     config = _config("train", words)
-    from . import run
     from .early_stop import STOPPED_EARLY, StoppedEarly
+    from .run import train
 
     try:
-        run.train(config)
+        train(config)
     except StoppedEarly as stopped:
         print(f"alignlab: {stopped}", file=sys.stderr, flush=True)
         if not stopped.together and "LOCAL_RANK" in os.environ:
@@ -172,9 +172,9 @@ def _score(words: Sequence[str]) -> int:
         print("usage: alignlab score CONFIG.yaml [--KEY VALUE ...]\n\nThe config and its keys are those of a training.")
         return 0
     config = _config("score", words)
-    from . import run
+    from .run import score
 
-    for name, count in run.score(config).items():
+    for name, count in score(config).items():
         if os.environ.get("RANK", "0") == "0":
             print(f"{name}: " + (f"{count} completions scored here" if count else "every completion is scored"))
     return 0
@@ -318,8 +318,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     import shlex
 
-    from . import sweep_runner
     from .sweep import load_sweep
+    from .sweep_runner import run_sweep, submit, write_array
 
     if (arguments.submit or arguments.sbatch) and arguments.slurm is None:
         raise ValueError("--submit, --sbatch: of what? --slurm launch/slurm_one_node.sbatch writes an array")
@@ -332,7 +332,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(f"{len(states)} runs: {', '.join(f'{states.count(one)} {one}' for one in dict.fromkeys(states))}")
         return 0
     if arguments.slurm is None:
-        return sweep_runner.run_sweep(sweep, arguments.in_process)
-    _, command = sweep_runner.write_array(sweep, arguments.slurm, shlex.split(arguments.sbatch))
+        return run_sweep(sweep, arguments.in_process)
+    _, command = write_array(sweep, arguments.slurm, shlex.split(arguments.sbatch))
     print(shlex.join(command), flush=True)
-    return sweep_runner.submit(command) if arguments.submit else 0
+    return submit(command) if arguments.submit else 0

@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+from .config_options import DataConfig, ModelOptions
 from .config_parser import Schema, Values, unknown_key
-
-if TYPE_CHECKING:
-    from .config import DataConfig, RunConfig
 
 _SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
 _IN_LOSS = (
@@ -181,14 +179,13 @@ def check_peft(options: Values) -> None:
         raise ValueError(f"peft: {error}") from error
 
 
-def check_combinations(config: RunConfig) -> None:
+def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | None, training: Values) -> None:
     """Raises a ValueError for blocks that contradict one another."""
-    model, training = config.model, config.training
     if model.load_in_4bit and model.load_in_8bit:
         raise ValueError("model.load_in_4bit and model.load_in_8bit are both true: choose one")
-    if config.peft is not None and model.adapter is not None:
+    if peft is not None and model.adapter is not None:
         raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
-    has_adapter = config.peft is not None or model.adapter is not None
+    has_adapter = peft is not None or model.adapter is not None
     adapter_folder = (Path(model.name_or_path) / "adapter_config.json").is_file()
     if not has_adapter and not adapter_folder:
         for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):
@@ -197,7 +194,7 @@ def check_combinations(config: RunConfig) -> None:
         if training.get("reference") == "adapter_off":
             raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
     evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
-    if config.data.eval is None and config.data.eval_rows is None:
+    if data.eval is None and data.eval_rows is None:
         for name, asked in {"eval_strategy": evaluates, "eval_generations": training.get("eval_generations")}.items():
             if asked:
                 raise ValueError(f"{name}: nothing to evaluate on; give data.eval or data.eval_rows")

@@ -149,14 +149,14 @@ def preference_training(folder: Path, loss: str, seed: int, **changes: Any) -> P
 
 def _train(config: str, folder: Path, changes: dict[str, Any]) -> Path:
     """Trains as a shipped config says, in ``folder`` rather than runs/demo."""
-    from . import run
     from .config import find_config, load_config
     from .config_parser import read_yaml
+    from .run import train
 
     text = json.dumps({**read_yaml(find_config(config)), **changes})
     values = json.loads(text.replace("runs/demo", str(folder)))
     shutil.rmtree(values["output_dir"], ignore_errors=True)  # an earlier demo's
-    return run.train(load_config(values))
+    return train(load_config(values))
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .models import unsharded
+from .modules import unsharded
 from .parallel_checks import deepspeed_values
 from .parallel_checks import zero_stage as zero_stage
 

@@ -10,20 +10,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from . import models
-from .batch import REFERENCE
-from .config import PreferenceConfig
+from .config_arguments import PreferenceConfig
 from .data.layout import Mode
 from .dialogues import read_dialogues
-from .evaluation import judge_answers
-from .frozen_models import AdapterOff, OtherAdapter
-from .judges import Judge, build_judge
-from .measure import AnswerRow, Runner, answer_figures, answer_rows, first_of_each_prompt
+from .frozen_models import REFERENCE, AdapterOff, OtherAdapter
+from .judge import Judge
+from .judges import build_judge
+from .measure import AnswerRow, Runner, answer_figures, answer_rows, first_of_each_prompt, judge_answers
 from .metrics.formulas import Figures
+from .modules import unwrap
 from .ranks import from_main, is_main
 from .reference import Frozen
 from .sampling import end_tokens
-from .training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,8 @@ class AnswerMetrics:
     measured where the reference can run beside the policy: a live one, or the base or another adapter under it.
 
     Args:
-        policy, args, data, tokenizer, frozen, mode, autocast: those of the trainer.
+        policy, args, tokenizer, frozen, mode, autocast: those of the trainer.
+        source_of: returns what a data set was read from, or None.
 
     Raises:
         ValueError: ``eval_judge`` names a judge that cannot be made, on every rank; or no answer would ever end.
@@ -65,17 +64,17 @@ class AnswerMetrics:
         self,
         policy: nn.Module,
         args: PreferenceConfig,
-        data: TrainingData,
+        source_of: Callable[[Any], Any],
         tokenizer: PreTrainedTokenizerBase,
         frozen: Mapping[str, Frozen],
         mode: Mode,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.args, self.data, self.tokenizer, self.mode, self.autocast = args, data, tokenizer, mode, autocast
+        self.args, self.source_of, self.tokenizer, self.mode, self.autocast = args, source_of, tokenizer, mode, autocast
         self.reference = _runner(frozen.get(REFERENCE))
         self.judge: Judge | None = None
         if args.eval_generations:
-            end_tokens(models.unwrap(policy), tokenizer)
+            end_tokens(unwrap(policy), tokenizer)
         if args.eval_generations and args.eval_judge is not None:
             from_main(self._make_judge)
 
@@ -95,7 +94,7 @@ class AnswerMetrics:
             self.tokenizer,
             dataset,
             args.eval_generations,
-            read_dialogues(self.data.source_of(dataset), places).get,
+            read_dialogues(self.source_of(dataset), places).get,
             self.reference,
             seed=args.seed,
             max_new_tokens=args.eval_max_new_tokens,

@@ -15,18 +15,20 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from . import models
-from .config import Dtype, ModelOptions
+from .config_options import Dtype, ModelOptions
 from .data import DataOptions, prepare
 from .data.schema import DataReport
 from .dialogues import read_dialogues
-from .judges import Judge, build_judge
+from .environment import environment
+from .judge import Judge
+from .judges import build_judge
 from .measure import (
     AnswerRow,
     PairRow,
     answer_figures,
     answer_rows,
-    comparisons,
     first_of_each_prompt,
+    judge_answers,
     pair_figures,
     score_pairs,
 )
@@ -124,12 +126,6 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     return result
 
 
-def judge_answers(judge: Judge, answers: list[AnswerRow]) -> None:
-    """Gives every answer its verdict."""
-    for row, verdict in zip(answers, judge(comparisons(answers)), strict=True):
-        row.verdict = verdict
-
-
 def _answers(
     options: EvalOptions,
     policy: nn.Module,
@@ -186,8 +182,6 @@ def _has_accelerator() -> bool:
 def _result(
     options: EvalOptions, report: DataReport, pairs: list[PairRow], answers: list[AnswerRow], judge: Judge | None
 ) -> Result:
-    from .run import environment
-
     result: Result = {
         **{name: getattr(options, name) for name in ("model", "reference", "data", "beta", "seed", "max_new_tokens")},
         "data_fingerprint": report.fingerprint,

@@ -15,7 +15,9 @@ from . import models
 from .engine import load_sharded
 from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
+from .modules import unsharded
 
+REFERENCE = "reference"  # among frozen scorers, by name
 logger = logging.getLogger(__name__)
 
 
@@ -189,7 +191,7 @@ class SeparateModel(FrozenModel):
     def _whole(self) -> nn.Module:
         assert self.path is not None
         assert self._load is not None
-        with models.unsharded():
+        with unsharded():
             return self._load(self.path)
 
     def free(self) -> None:
@@ -200,16 +202,3 @@ class SeparateModel(FrozenModel):
     @contextmanager
     def run(self) -> Iterator[nn.Module]:
         yield self.loaded()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs ``model`` without gradient and without dropout, and leaves its modules' modes as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

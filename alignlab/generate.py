@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from . import models, scoring
 from .data.layout import ScoredSequence, layout_sequences
-from .frozen_models import evaluating
+from .modules import evaluating
 
 Messages = list[dict[str, str]]
 BATCH = 64

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from .judges import Comparison, Judge, Verdict, both_orders, prompt_text
+from .judge import Comparison, Judge, Verdict, both_orders, prompt_text
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .chunked_head import ROW_CHUNK, VOCAB_CHUNK, Head, chunked_scores, worthwhile
-from .models import unwrap
+from .modules import evaluating, unwrap
 
 __all__ = ["Head", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
 
@@ -96,15 +96,9 @@ def _prove(model: nn.Module) -> Head | str:
 def _logits_of_four_tokens(model: nn.Module) -> Tensor:
     device = unwrap(model).get_input_embeddings().weight.device
     ids = torch.arange(4, device=device)[None]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # dropout would draw from the random numbers of the run
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            return logits
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):  # dropout would draw from the random numbers of the run
+        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        return logits
 
 
 def _ramp(output: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from . import models, scoring
 from .data.collate import sequence
 from .data.layout import Mode, ScoredSequence, layout_fields, layout_sequences
-from .frozen_models import evaluating
-from .judges import DISAGREE, Comparison, Prompt, Verdict
+from .judge import DISAGREE, Comparison, Judge, Prompt, Verdict
 from .lm_head import head_of
 from .metrics import formulas
 from .metrics.formulas import Figures
 from .metrics.statistics import standard_error
+from .modules import evaluating, unwrap
 from .sampling import end_tokens, sample_answers
 
 Runner = Callable[[], AbstractContextManager[nn.Module]]  # yields a frozen model, ready to score
@@ -208,7 +208,7 @@ def answer_rows(
     pad = models.pad_token_id(tokenizer)
     scored = _score_answers(policy, reference, answers, pad, batch_size, mode, autocast)
     better = "chosen" if "chosen_ids" in dataset.column_names else "completion"
-    ends, found = end_tokens(models.unwrap(policy), tokenizer), []
+    ends, found = end_tokens(unwrap(policy), tokenizer), []
     for (prompt, sample), row, answer, (logps, ratios, kl) in zip(mine, rows, answers, scored, strict=True):
         known = dialogues(str(row["source"]))
         text, gold = known or (_text(tokenizer, row["prompt_ids"]), _text(tokenizer, row[f"{better}_ids"]))
@@ -330,3 +330,9 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
 def _moved(layout: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+
+
+def judge_answers(judge: Judge, answers: list[AnswerRow]) -> None:
+    """Gives every answer its verdict."""
+    for row, verdict in zip(answers, judge(comparisons(answers)), strict=True):
+        row.verdict = verdict

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .config import ModelOptions
+from .config_options import ModelOptions
+from .modules import is_sharded_at_load
 
 # Ways to initialise an adapter that leave the base weights as they were; PiSSA, OLoRA, CorDA and LoftQ rewrite them.
 _INITS_THAT_LEAVE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -93,38 +92,11 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
     return model
 
 
-@contextmanager
-def unsharded() -> Iterator[None]:
-    """Within it, models are loaded whole, also in a run whose policy ZeRO-3 shards as it is loaded."""
-    from transformers.integrations import deepspeed
-
-    before = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = before
-
-
-def is_sharded_at_load() -> bool:
-    """True if ZeRO-3 shards models as they are loaded."""
-    return bool(is_deepspeed_zero3_enabled())
-
-
 def _local_device() -> torch.device:
     """Returns this rank's accelerator, or the CPU: quantised weights are placed as they are loaded."""
     from accelerate import PartialState
 
     return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
-
-
-def unwrap(model: nn.Module) -> Any:
-    """Returns the model behind DDP, DeepSpeed or torch.compile, which all keep it as ``module`` or ``_orig_mod``."""
-    while True:
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import scoring
 from .data.layout import Layout, Mode, ScoredSequence, layout_fields
-from .models import unsharded, unwrap
+from .modules import unsharded, unwrap
 from .packing import FLAT
 
 logger = logging.getLogger(__name__)

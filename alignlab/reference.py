@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from . import models, scoring
-from .batch import REFERENCE
-from .config import ModelOptions, PreferenceConfig
+from .config_arguments import PreferenceConfig
+from .config_options import ModelOptions
 from .frozen_models import (
+    REFERENCE,
     AdapterOff,
     FrozenModel,
     OtherAdapter,
     PolicyAtStart,
     SeparateModel,
-    evaluating,
     name_of,
 )
 from .lm_head import Head, head_of
 from .losses import Needs
+from .modules import evaluating, is_sharded_at_load, unsharded
 from .score_cache import COLUMN, ScoreStore
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _copy_of(module: nn.Linear) -> nn.Linear:
         return copy.deepcopy(module).requires_grad_(False)
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(module.parameters())), models.unsharded():
+    with deepspeed.zero.GatheredParameters(list(module.parameters())), unsharded():
         weight, bias = module.weight.detach(), module.bias
         copied = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
         copied.load_state_dict({name: value.detach() for name, value in module.named_parameters()})
@@ -185,7 +186,7 @@ def reference_model(
             raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
         return OtherAdapter.load(policy, ref_adapter, REFERENCE)
     own_weights = mode == "live" and shards is not None and not models.is_peft(policy)
-    if mode != "adapter_off" and (models.is_sharded_at_load() or own_weights):
+    if mode != "adapter_off" and (is_sharded_at_load() or own_weights):
         if moves:
             raise ValueError("sync_ref_model: not with shards of the policy or the reference; use ZeRO-2 for both")
         return _again_from_path(policy, new_adapter, load, dtype, device, shards)

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from .checkpoint_folders import check, newest_good, rotate, written_aside
-from .config import PreferenceConfig
+from .config_arguments import PreferenceConfig
 from .config_checks import duration
 from .early_stop import EarlyStop
 from .engine import zero_stage

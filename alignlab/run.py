@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import losses, models
 from .checkpoint_folders import holds_checkpoints
-from .config import PreferenceConfig, RunConfig
+from .config import RunConfig
+from .config_arguments import PreferenceConfig
 from .early_stop import StoppedEarly, StopSignals
 from .engine import describe_engine, zero_stage
+from .environment import environment
 from .ranks import from_main
 from .run_lock import only_run_in
 from .samples import SampleAnswers
 from .trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
-_PACKAGES = (
-    *("alignlab", "torch", "transformers", "trl", "datasets", "deepspeed", "bitsandbytes"),
-    *("evaluate", "peft", "accelerate", "tokenizers", "safetensors"),
-)
 
 
 def train(config: RunConfig) -> Path:
@@ -163,40 +157,6 @@ def _write_records(folder: Path, config: RunConfig, trainer: PreferenceTrainer) 
     sets = {"train": trainer.data.train, **_named(trainer.data.evaluation)}
     rows = {name: {"rows": len(one), "fingerprint": one._fingerprint} for name, one in sets.items() if one is not None}
     _write_json(folder / "data.json", {"sets": rows, "reports": trainer.data.reports})
-
-
-def environment() -> dict[str, Any]:
-    """Returns package versions, the commit of the source tree, Python and the machine."""
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    return {
-        "packages": versions,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _commit() -> str | None:
-    """Returns the git commit that alignlab is run from, "+changes" behind it if the tree differs; None if none."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _named(evaluation: Any) -> dict[str, Any]:

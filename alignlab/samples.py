@@ -11,8 +11,8 @@ import orjson
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from . import models
 from .measure import first_of_each_prompt
+from .modules import unwrap
 from .ranks import is_main
 from .sampling import end_tokens, sample_answers
 
@@ -48,7 +48,7 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
         self.tokenizer, self.path = tokenizer, folder / FILE
         self.rows: list[dict[str, Any]] = []
         try:
-            end_tokens(models.unwrap(model), tokenizer)
+            end_tokens(unwrap(model), tokenizer)
         except ValueError as error:
             logger.warning("no samples for the report: %s", error)
             self.prompts = []

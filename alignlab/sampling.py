@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from . import models
 from .data.layout import ScoredSequence
-from .frozen_models import evaluating
+from .modules import evaluating, unwrap
 
 # The distribution as it is: a model's own generation config may bend it, and then no estimate of a KL would hold.
 _UNTOUCHED: dict[str, Any] = {
@@ -63,7 +63,7 @@ def sample_answers(
     Raises:
         ValueError: the tokenizer and the model name no EOS token, so that no answer would ever end.
     """
-    inner = models.unwrap(model)
+    inner = unwrap(model)
     ends = end_tokens(inner, tokenizer)
     config = GenerationConfig(
         **_UNTOUCHED,

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import lm_head
 from .chunked_head import Head, chunked_scores, worthwhile
-from .models import unwrap
+from .lm_head import hidden_positions, score_positions
+from .modules import unwrap
 from .packing import model_inputs
 
 Layout = Mapping[str, Any]
@@ -100,7 +100,7 @@ def distributions(model: nn.Module, layout: Layout, head: Head | None = None) ->
     with torch.no_grad():
         if head is not None and worthwhile(len(layout["predict"]), head.vocabulary, kl=True):
             inputs = model_inputs(unwrap(model), layout)
-            return Distributions(hidden=lm_head.hidden_positions(model, inputs, layout["predict"]), head=head)
+            return Distributions(hidden=hidden_positions(model, inputs, layout["predict"]), head=head)
         return Distributions(needed_logits(model, layout))
 
 
@@ -124,7 +124,7 @@ def score(
     """
     pays = reference.logits is None if reference else worthwhile(len(layout["predict"]), head.vocabulary if head else 0)
     if head is not None and pays:
-        values, _ = lm_head.score_positions(
+        values, _ = score_positions(
             model,
             model_inputs(unwrap(model), layout),
             layout["predict"],

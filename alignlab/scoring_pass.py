@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import scoring
-from .config import PreferenceConfig
+from .config_arguments import PreferenceConfig
 from .data.collate import sequence, sequence_key
 from .data.layout import Mode, ScoredSequence, layout_sequences
-from .frozen_models import SeparateModel, evaluating
+from .frozen_models import SeparateModel
 from .lm_head import Head, head_of, hidden_positions
+from .modules import evaluating
 from .packing import model_inputs
 from .packing_probe import base_of, choose_layout
 from .reference import UNPROVEN, Autocast, Frozen

@@ -11,7 +11,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from . import scoring
-from .batch import REFERENCE, FrozenScores, any_logps, contributions, loss_batch
+from .batch import FrozenScores, any_logps, contributions, loss_batch
+from .frozen_models import REFERENCE
 from .lm_head import Head, head_of
 from .losses import Labelled, Loss, LossOutput, Pairs, Totals
 from .reference import UNPROVEN, Frozen

@@ -76,11 +76,11 @@ def _own_process(run: SweepRun, sweep: Sweep) -> int:
 
 
 def _in_process(run: SweepRun, sweep: Sweep) -> int:
-    from . import run as one_run
     from .config import load_config
+    from .run import train
 
     try:
-        one_run.train(load_config(sweep.config_file(run), ["--resume_from_checkpoint", "auto"]))
+        train(load_config(sweep.config_file(run), ["--resume_from_checkpoint", "auto"]))
     except StoppedEarly:
         return STOPPED_EARLY
     except Exception:

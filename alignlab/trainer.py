@@ -17,17 +17,19 @@ from transformers.trainer_utils import EvalLoopOutput, set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
 from . import losses, models
-from .batch import REFERENCE, any_logps
+from .batch import any_logps
 from .checkpoint import load_loss, save_loss
-from .config import ModelOptions, PreferenceConfig
+from .config_arguments import PreferenceConfig
+from .config_options import ModelOptions
 from .data.collate import PreferenceCollator, Rows, row_tokens
 from .data.sampler import StepSampler
 from .engine import check_engine
 from .eval_callback import AnswerMetrics
-from .frozen_models import evaluating
+from .frozen_models import REFERENCE
 from .guard import check_finite, check_reference
 from .losses import Labelled, Loss
 from .matmul_precision import set_matmul_precision
+from .modules import evaluating
 from .packing_probe import choose_layout
 from .reference import frozen_scorers
 from .reference_sync import ReferenceSync, check_sync
@@ -111,7 +113,9 @@ class PreferenceTrainer(ResumableTrainer):
         self._fill_caches([self.data.train, *self.data.evaluations()])
         live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
         self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
-        self._answers = AnswerMetrics(policy, args, self.data, tokenizer, self.frozen, self.layout, self._autocast)
+        self._answers = AnswerMetrics(
+            policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
+        )
         self._sums, self._guard_pending = MetricSums(), False
         self._throughput = Throughput()
         self._step = PreferenceStep(

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .config import PreferenceConfig
+from .config_arguments import PreferenceConfig
 from .data import DataOptions, prepare
 from .data.holdout import hold_out
 from .losses import Facts, Needs

@@ -18,7 +18,7 @@ import torch
 from engine_ranks import LOSSES, STEPS
 from safetensors.torch import load_file
 
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.trainer import PreferenceTrainer
 
 BIN = Path(sys.executable).parent

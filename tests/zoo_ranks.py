@@ -15,7 +15,7 @@ from making import make_model, make_rows, make_tokenizer
 from transformers import PreTrainedModel
 
 from alignlab import losses
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.losses import Loss, Needs
 from alignlab.trainer import PreferenceTrainer
 

@@ -35,7 +35,7 @@ def plan() -> list[tuple[str, str, str]]:
 
 def loaded(seed: int, work: Path, quick: bool, *, quantised: bool) -> Any:
     """Returns a fresh copy of the supervised start, its linear layers in four bits where asked for."""
-    from alignlab.config import ModelOptions
+    from alignlab.config_options import ModelOptions
     from alignlab.models import load_model
 
     tiny.start(seed, work, quick=quick)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from world import LENGTH, TOPICS, WORDS, Row, World
 
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.demo import CHAT_TEMPLATE
 from alignlab.generate import generate, log_likelihoods, sequence_kl, texts
 from alignlab.trainer import PreferenceTrainer

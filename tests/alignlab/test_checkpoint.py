@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from alignlab import losses
 from alignlab.checkpoint import load_loss, save_loss
 from alignlab.checkpoint_folders import check, clean, holds_checkpoints, newest_good, problem, rotate, written_aside
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.config_checks import duration
 from alignlab.early_stop import WallClock
 from alignlab.losses import Facts

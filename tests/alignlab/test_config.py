@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from alignlab.config import DataConfig, PreferenceConfig, load_config, schema
+from alignlab.config import load_config, schema
+from alignlab.config_arguments import PreferenceConfig
+from alignlab.config_options import DataConfig
 from alignlab.config_parser import parse_yaml, write_yaml
 
 BASE: dict[str, Any] = {

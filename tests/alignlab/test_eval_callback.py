@@ -14,7 +14,8 @@ import pytest
 import torch
 from making import make_model, make_rows, make_tokenizer
 
-from alignlab.config import PreferenceConfig, load_config
+from alignlab.config import load_config
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.config_parser import write_yaml
 from alignlab.trainer import PreferenceTrainer
 

@@ -19,7 +19,7 @@ import torch
 from making import make_model, make_rows, make_tokenizer
 
 from alignlab.cli import main
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.data import prepare
 from alignlab.data.collate import sequence
 from alignlab.dialogues import read_dialogues
@@ -27,7 +27,8 @@ from alignlab.eval_callback import LOGGED
 from alignlab.eval_command import _parser, read_judge
 from alignlab.evaluation import EvalOptions, evaluate
 from alignlab.generate import log_likelihoods, sequence_kl
-from alignlab.judges import DISAGREE, Verdict, build_judge
+from alignlab.judge import DISAGREE, Verdict
+from alignlab.judges import build_judge
 from alignlab.measure import (
     AnswerRow,
     PairRow,

@@ -12,7 +12,8 @@ from making import make_model, make_rows
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
+from alignlab.config_options import ModelOptions
 from alignlab.models import load_model, merge_adapter
 from alignlab.trainer import PreferenceTrainer
 

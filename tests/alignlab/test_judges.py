@@ -17,8 +17,11 @@ import torch
 from making import make_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from alignlab.judge import Comparison, Verdict, prompt_text
 from alignlab.judge_endpoint import Endpoint, JudgeError
-from alignlab.judges import Comparison, FunctionJudge, RewardModel, Verdict, build_judge, prompt_text
+from alignlab.judge_function import FunctionJudge
+from alignlab.judge_reward_model import RewardModel
+from alignlab.judges import build_judge
 
 GOOD, BAD = "a good answer", "a bad answer"
 ONE = Comparison("Why?", GOOD, BAD)

@@ -35,7 +35,8 @@ from transformers import (
 )
 
 from alignlab import lm_head
-from alignlab.lm_head import Head, chunked_scores, head_of, hidden_positions, score_positions, worthwhile
+from alignlab.chunked_head import Head, chunked_scores, worthwhile
+from alignlab.lm_head import head_of, hidden_positions, score_positions
 
 VALUES = ("logps", "kl", "second_moment")
 FORMS = {"plain": (1.0, None, False), "bias": (1.0, None, True), "scale": (0.25, None, False), "cap": (1.5, 2.0, True)}

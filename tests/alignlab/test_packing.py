@@ -16,7 +16,7 @@ from making import make_model, make_rows
 from transformers import AutoModelForCausalLM
 
 from alignlab import scoring
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.data.layout import MOST_PADDING, ScoredSequence, balanced_rows, layout_fields, layout_sequences
 from alignlab.packing import FLAT, tree_mask
 from alignlab.packing_probe import choose_layout, probe

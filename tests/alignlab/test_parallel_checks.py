@@ -9,7 +9,8 @@ import pytest
 from accelerate import ParallelismConfig
 from torch import nn
 
-from alignlab.config import PreferenceConfig, load_config
+from alignlab.config import load_config
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.engine import check_engine
 
 RUN: dict[str, Any] = {

@@ -11,7 +11,7 @@ import torch
 from making import make_model, make_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.data.collate import sequence, sequence_key
 from alignlab.losses import Needs
 from alignlab.reference import choose_mode

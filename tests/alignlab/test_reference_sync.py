@@ -12,7 +12,8 @@ from making import make_model, make_rows
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from alignlab.config import PreferenceConfig, load_config
+from alignlab.config import load_config
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.frozen_models import OtherAdapter, SeparateModel
 from alignlab.reference_sync import REFERENCE_STATE, ReferenceSync
 from alignlab.trainer import PreferenceTrainer

@@ -13,7 +13,7 @@ from making import make_model, make_rows
 from torch.utils.data import DataLoader
 
 from alignlab import losses
-from alignlab.config import PreferenceConfig
+from alignlab.config_arguments import PreferenceConfig
 from alignlab.data.sampler import StepSampler
 from alignlab.trainer import PreferenceTrainer
 

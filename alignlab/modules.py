@@ -1,0 +1,52 @@
+"""The module itself, whatever engine wraps it: unwrapped, whole, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Returns the model behind DDP, DeepSpeed or torch.compile, which all keep it as ``module`` or ``_orig_mod``."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Within it, models are loaded whole, also in a run whose policy ZeRO-3 shards as it is loaded."""
+    from transformers.integrations import deepspeed
+
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
+
+
+def is_sharded_at_load() -> bool:
+    """True if ZeRO-3 shards models as they are loaded."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Runs ``model`` without gradient and without dropout, and leaves its modules' modes as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
