@@ -5,22 +5,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import RunConfig, load_config
-    from .config_arguments import PreferenceConfig
-    from .config_options import ModelOptions
+    from .config import ModelOptions, PreferenceConfig, RunConfig, load_config
     from .run import train
-    from .trainer import PreferenceTrainer
+    from .training import PreferenceTrainer
 
 __version__ = version("alignlab")
 __all__ = ["ModelOptions", "PreferenceConfig", "PreferenceTrainer", "RunConfig", "__version__", "load_config", "train"]
 
 _HOMES = {
-    "ModelOptions": "config_options",
-    "PreferenceConfig": "config_arguments",
+    "ModelOptions": "config",
+    "PreferenceConfig": "config",
     "RunConfig": "config",
     "load_config": "config",
     "train": "run",
-    "PreferenceTrainer": "trainer",
+    "PreferenceTrainer": "training",
 }
 
 

@@ -37,7 +37,7 @@ def main() -> None:
 
 def run_seed(folder: Path, losses: list[str], seed: int, steps: int) -> list[dict[str, Any]]:
     """Makes the task and the supervised start of a seed, trains every loss from it, and measures all of them."""
-    from alignlab import demo
+    from alignlab.cli import demo
 
     demo.prepare(folder, seed)
     start = demo.supervised_start(folder, seed)
@@ -52,7 +52,7 @@ def run_seed(folder: Path, losses: list[str], seed: int, steps: int) -> list[dic
 
 def measured(name: str, path: Path, start: Path, seed: int) -> dict[str, Any]:
     """Returns the figures of one model on held-out questions."""
-    from alignlab import demo
+    from alignlab.cli import demo
 
     figures = demo.evaluate(path, start, seed)
     return {"loss": name, "seed": seed, **{figure: getattr(figures, figure) for figure in FIGURES}}

@@ -58,7 +58,7 @@ def prepare(case: Case, folder: Path, pairs: int = 2) -> tuple[Path, tuple[int, 
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from alignlab.demo import build_tokenizer
+    from alignlab.cli.demo import build_tokenizer
 
     tokenizer = build_tokenizer([" ".join(WORDS)])
     torch.manual_seed(0)
@@ -96,8 +96,8 @@ per_device_eval_batch_size: 1
 
 def planned(config: Path, case: Case, lengths: tuple[int, int]) -> dict[str, float]:
     """Returns the planner's bytes by what they are for."""
-    from alignlab.config import load_config
-    from alignlab.planner import Lengths, estimate
+    from alignlab.config.run import load_config
+    from alignlab.planner.memory import Lengths, estimate
 
     found = estimate(load_config(config, list(case.words)), case.ranks, Lengths(*lengths), framework=0.0)
     return {**found.gpu, "peak": found.peak, "parameters": found.total}
@@ -135,8 +135,9 @@ def measure(config: str, words: list[str]) -> None:
     import peft  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    from alignlab import PreferenceTrainer, planner, run  # noqa: F401
-    from alignlab.config import load_config
+    from alignlab import PreferenceTrainer
+    from alignlab.config.run import load_config
+    from alignlab.run import single as run
 
     before, train, loading = _status("VmRSS"), PreferenceTrainer.train, []
 

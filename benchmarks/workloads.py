@@ -150,7 +150,7 @@ def machine() -> dict[str, Any]:
     """Returns what the figures were taken on."""
     import torch
 
-    from alignlab.environment import environment
+    from alignlab.runtime.environment import environment
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "trl")}

@@ -1,1 +1,4 @@
-"""Whole runs as YAML."""
+"""Whole runs as YAML.
+
+Never here: code.
+"""

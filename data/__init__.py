@@ -1,23 +1,69 @@
-"""Rows on disk to tensors."""
+"""Rows on disk to tensors.
+
+Never here: a model or a loss: rows and token ids alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .check import LengthBias, Lengths, Statistics, check, render, statistics
+from .formats import parse_row
+from .holdout import hold_out
 from .options import DataOptions
 from .prepare import Prepared, prepare
-from .schema import BadRow, DataReport, SourceReport
+from .schema import BadRow, DataReport, RowError, SourceReport
+from .sources import open_sources
 from .tokenise import content_key
 
+if TYPE_CHECKING:
+    from . import toy
+    from .collate import PreferenceCollator, Rows, row_tokens, sequence, sequence_key
+    from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
+    from .sampler import StepSampler
+
 __all__ = [
+    "PROMPT",
     "BadRow",
     "DataOptions",
     "DataReport",
+    "Layout",
     "LengthBias",
     "Lengths",
+    "Mode",
+    "PreferenceCollator",
     "Prepared",
+    "RowError",
+    "Rows",
+    "ScoredSequence",
     "SourceReport",
     "Statistics",
+    "StepSampler",
     "check",
     "content_key",
+    "hold_out",
+    "layout_fields",
+    "layout_sequences",
+    "open_sources",
+    "parse_row",
     "prepare",
     "render",
+    "row_tokens",
+    "sequence",
+    "sequence_key",
     "statistics",
+    "toy",
 ]
+
+_TENSORS = {
+    "collate": ("PreferenceCollator", "Rows", "row_tokens", "sequence", "sequence_key"),
+    "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
+    "sampler": ("StepSampler",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what makes tensors when it is first used: looking at rows need not wait for torch."""
+    for file, names in _TENSORS.items():
+        if name in names:
+            return getattr(import_module(f".{file}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

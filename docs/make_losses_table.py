@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from alignlab.cli.tables import losses_markdown
 from alignlab.losses import describe, names
 from alignlab.losses._names import AMBIGUOUS
-from alignlab.tables import losses_markdown
 
 PAGE = """# The losses
 

@@ -1,9 +1,14 @@
-"""The zoo: one loss a file; the folder is the registry."""
+"""The zoo: one loss a file; the folder is the registry.
+
+Never here: a model, a file or a collective: a loss sees tensors.
+"""
 
 from ._base import Batch, Facts, Labelled, Loss, LossOutput, Metrics, Needs, Pairs, Scored, Totals
+from ._contract import CHECKS, check
 from ._registry import Description, build, describe, from_function, names
 
 __all__ = [
+    "CHECKS",
     "Batch",
     "Description",
     "Facts",
@@ -16,6 +21,7 @@ __all__ = [
     "Scored",
     "Totals",
     "build",
+    "check",
     "describe",
     "from_function",
     "names",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOAD = [
-    *("alignlab.cli", "alignlab.run", "transformers.models.llama.modeling_llama", "deepspeed", "torch._dynamo"),
-    *("alignlab.report", "transformers.integrations.deepspeed", "accelerate.utils.deepspeed", "pytest"),
+    *("alignlab.cli", "alignlab.run.single", "transformers.models.llama.modeling_llama", "deepspeed", "torch._dynamo"),
+    *("alignlab.report.page", "transformers.integrations.deepspeed", "accelerate.utils.deepspeed", "pytest"),
 ]
 SHARD_ROWS = 8  # completions a shard of the score cache, so that a few rows make several
 
@@ -82,10 +82,10 @@ def live(
     os.environ.update(environment)
     import torch
 
-    from alignlab import scoring_pass
     from alignlab.cli import main
-    from alignlab.resumable import ResumableTrainer
-    from alignlab.trainer import PreferenceTrainer
+    from alignlab.reference import filling as scoring_pass
+    from alignlab.training.resumable import ResumableTrainer
+    from alignlab.training.trainer import PreferenceTrainer
 
     torch.set_num_threads(1)
     scoring_pass.SHARD_ROWS = SHARD_ROWS

@@ -16,10 +16,10 @@ import torch
 from making import make_model, make_rows, make_tokenizer
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from alignlab import scoring
-from alignlab.cli import _leave
-from alignlab.config import load_config
-from alignlab.run import train
+from alignlab.cli.commands import _leave
+from alignlab.config.run import load_config
+from alignlab.run.single import train
+from alignlab.scoring import forward as scoring
 
 LOSSES = ("dpo", "ipo", "kto", "orpo", "tdpo", "modpo", "group_robust")
 STEPS, ROWS, EVAL_ROWS, STEP_ROWS = 20, 21, 5, 4  # 21 = 5 * 4 + 1: in the last step of an epoch one rank has no row

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.config import load_config
-from alignlab.sweep import load_sweep
+from alignlab.config.run import load_config
+from alignlab.run.sweep import load_sweep
 
 FOLDER = Path(str(resources.files("alignlab.configs")))
 SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from alignlab.demo import prepare
+from alignlab.cli.demo import prepare
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -20,8 +20,8 @@ import pytest
 from drill_lives import Life, losses_of
 from making import make_rows
 
-from alignlab.checkpoint_folders import problem
-from alignlab.early_stop import STOPPED_EARLY
+from alignlab.checkpoints.early_stop import STOPPED_EARLY
+from alignlab.checkpoints.folders import problem
 
 KILLS = 30
 STEPS, SAVE_STEPS = 12, 2

@@ -18,8 +18,8 @@ import torch
 from engine_ranks import LOSSES, STEPS
 from safetensors.torch import load_file
 
-from alignlab.config_arguments import PreferenceConfig
-from alignlab.trainer import PreferenceTrainer
+from alignlab.config.arguments import PreferenceConfig
+from alignlab.training.trainer import PreferenceTrainer
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

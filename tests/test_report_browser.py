@@ -10,7 +10,7 @@ import pytest
 from making import make_rows
 
 from alignlab import load_config, train
-from alignlab.report import compare_runs
+from alignlab.report.page import compare_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from making import make_rows
 
 from alignlab import load_config, train
-from alignlab.config_parser import write_yaml
+from alignlab.config.parser import write_yaml
 
 
 def test_samples_of_sharded_weights_are_those_of_one_process(tmp_path, model_path):

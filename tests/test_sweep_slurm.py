@@ -12,8 +12,8 @@ import pytest
 from making import make_rows
 
 from alignlab.cli import main
-from alignlab.config_parser import write_yaml
-from alignlab.sweep import load_sweep
+from alignlab.config.parser import write_yaml
+from alignlab.run.sweep import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CPU = "--gpus-per-node=0 --cpus-per-task=1 --ntasks-per-node=1 --time=10"

@@ -15,9 +15,9 @@ from making import make_model, make_rows, make_tokenizer
 from transformers import PreTrainedModel
 
 from alignlab import losses
-from alignlab.config_arguments import PreferenceConfig
+from alignlab.config.arguments import PreferenceConfig
 from alignlab.losses import Loss, Needs
-from alignlab.trainer import PreferenceTrainer
+from alignlab.training.trainer import PreferenceTrainer
 
 STEPS, ROWS, STEP_ROWS = 10, 14, 4  # labelled losses get 28 rows; the last step of an epoch has two rows
 FORMS: dict[str, Mapping[str, Any]] = {  # forms of a loss that draw on other parts of the trainer than its defaults

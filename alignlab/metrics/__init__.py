@@ -1,9 +1,18 @@
-"""Metrics as `evaluate` modules, one a file, that load by path and offline; their formulas stand in formulas.py."""
+"""Metrics as `evaluate` modules, one a file, that load by path and offline; their formulas stand in formulas.py.
+
+Never here: a model or a tokenizer: numbers and texts go in, figures come out.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from . import formulas
+from .formulas import Figures
+from .statistics import standard_error
+
+__all__ = ["Figures", "formulas", "load", "names", "path", "standard_error"]
 
 FOLDER = Path(__file__).resolve().parent
 _NOT_METRICS = ("__init__", "formulas", "statistics")

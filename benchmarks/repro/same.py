@@ -35,8 +35,8 @@ def plan() -> list[tuple[str, str, str]]:
 
 def loaded(seed: int, work: Path, quick: bool, *, quantised: bool) -> Any:
     """Returns a fresh copy of the supervised start, its linear layers in four bits where asked for."""
-    from alignlab.config_options import ModelOptions
-    from alignlab.models import load_model
+    from alignlab.config.options import ModelOptions
+    from alignlab.models.load import load_model
 
     tiny.start(seed, work, quick=quick)
     return load_model(ModelOptions(name_or_path=str(work / f"start_{seed}"), load_in_4bit=quantised))

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from world import LENGTH, TOPICS, WORDS, Row, World
 
-from alignlab.config_arguments import PreferenceConfig
-from alignlab.demo import CHAT_TEMPLATE
-from alignlab.generate import generate, log_likelihoods, sequence_kl, texts
-from alignlab.trainer import PreferenceTrainer
+from alignlab.cli.demo import CHAT_TEMPLATE
+from alignlab.config.arguments import PreferenceConfig
+from alignlab.sampling.chat import generate, log_likelihoods, sequence_kl, texts
+from alignlab.training.trainer import PreferenceTrainer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 START = {"rows": 9600, "steps": 300, "rate": 3e-3, "batch": 32}

@@ -1,0 +1,208 @@
+"""What ``alignlab cache info|verify|prune`` does: list, check and clean the stores of the score cache."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from .shard import (
+    KEY_DTYPE,
+    DamagedShard,
+    NewerShard,
+    make_folder,
+    read_shard,
+    shard_paths,
+    temporary_paths,
+    verify_shard,
+)
+from .store import DAMAGED, LAST_USED, META, lock_path, read_meta, set_aside
+
+logger = logging.getLogger(__name__)
+
+SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One store, for people: whose scores, how many, how big (all its files), when last read or written."""
+
+    fingerprint: str
+    model: str
+    dtype: str
+    entries: int
+    tokens: int
+    megabytes: float
+    shards: int
+    last_used: datetime
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One shard whose bytes are not those that were written."""
+
+    fingerprint: str
+    path: Path
+    reason: str
+
+
+def cache_info(root: Path) -> list[CacheEntry]:
+    """One row per store, most recently used first; reads headers and keys, not the scores."""
+    return sorted((_entry(folder) for folder in _stores(root)), key=lambda entry: entry.last_used, reverse=True)
+
+
+def cache_verify(root: Path, repair: bool = False) -> list[Damage]:
+    """Reads every shard and compares checksums; ``repair`` sets damaged ones aside, so that their rows are rescored."""
+    damages = []
+    for folder in _stores(root):
+        for path in shard_paths(folder):
+            try:
+                verify_shard(path)
+            except DamagedShard as reason:
+                damages.append(Damage(folder.name, path, str(reason)))
+                if repair and not set_aside(path):
+                    logger.warning("Cannot rename %s: is its folder writable?", path)
+            except FileNotFoundError:
+                continue  # pruned while we read
+    return damages
+
+
+def cache_prune(
+    root: Path,
+    *,
+    older_than_days: float | None = None,
+    max_gb: float | None = None,
+    fingerprints: Sequence[str] = (),
+    dry_run: bool = False,
+) -> list[CacheEntry]:
+    """Deletes the stores that any criterion names, and everywhere what crashes and repairs left behind.
+
+    A store that somebody is writing is left alone, with a warning.
+
+    Args:
+        root: the cache folder.
+        older_than_days: stores not used for longer.
+        max_gb: the least recently used stores, until the rest is no bigger than this (10^9 bytes).
+        fingerprints: these stores; the first characters suffice where they name one store only.
+        dry_run: delete nothing, return what would be deleted.
+
+    Returns:
+        The stores that were (or would be) deleted.
+
+    Raises:
+        ValueError: a negative limit; a fingerprint that names no store or several.
+    """
+    for name, limit in (("older_than_days", older_than_days), ("max_gb", max_gb)):
+        if limit is not None and not limit >= 0:
+            raise ValueError(f"{name} must not be negative, found {limit}")
+    entries = cache_info(root)
+    chosen = {_complete(prefix, [entry.fingerprint for entry in entries]) for prefix in fingerprints}
+    if older_than_days is not None:
+        oldest = time.time() - older_than_days * SECONDS_PER_DAY
+        chosen |= {entry.fingerprint for entry in entries if entry.last_used.timestamp() < oldest}
+    if max_gb is not None:
+        kept = 0.0
+        for entry in (entry for entry in entries if entry.fingerprint not in chosen):  # most recently used first
+            kept += entry.megabytes
+            if kept > max_gb * 1000:
+                chosen.add(entry.fingerprint)
+    removed = [entry for entry in entries if entry.fingerprint in chosen]
+    if dry_run:
+        return removed
+    removed = [entry for entry in removed if _remove(root, entry.fingerprint)]
+    for folder in _stores(root):
+        _remove_leftovers(root, folder)
+    return removed
+
+
+def _stores(root: Path) -> list[Path]:
+    """Folders under ``root`` that are stores; anything else a person may keep there is not ours to list or delete."""
+    if not root.is_dir():
+        return []
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    return sorted(f for f in folders if read_meta(f).get("fingerprint") == f.name or shard_paths(f))
+
+
+def _entry(folder: Path) -> CacheEntry:
+    meta = read_meta(folder)
+    keys, tokens, shards = [np.empty(0, KEY_DTYPE)], 0, 0
+    for path in shard_paths(folder):
+        try:
+            shard = read_shard(path, verify=False)
+        except (DamagedShard, NewerShard, FileNotFoundError) as reason:
+            logger.warning("Score shard %s is not counted: %s", path, reason)
+            continue
+        keys.append(shard.keys)
+        tokens += max((len(column.values) for column in shard.columns.values()), default=0)
+        shards += 1
+    files = [path.stat() for path in folder.iterdir() if path.is_file()]
+    used = folder / LAST_USED
+    return CacheEntry(
+        fingerprint=folder.name,
+        model=str(meta.get("model", "?")),
+        dtype=str(meta.get("dtype", "?")),
+        entries=len(np.unique(np.concatenate(keys))),
+        tokens=tokens,
+        megabytes=sum(file.st_size for file in files) / 1e6,
+        shards=shards,
+        last_used=datetime.fromtimestamp((used if used.exists() else folder).stat().st_mtime).astimezone(),
+    )
+
+
+def _complete(prefix: str, names: Sequence[str]) -> str:
+    """The one name that begins with ``prefix``."""
+    found = [name for name in names if name == prefix] or [name for name in names if prefix and name.startswith(prefix)]
+    if len(found) != 1:
+        raise ValueError(
+            f"fingerprint {prefix!r} names {len(found)} stores, it must name one of: {', '.join(names) or 'none'}"
+        )
+    return found[0]
+
+
+def _remove(root: Path, fingerprint: str) -> bool:
+    """Deletes the files of one store, and its folder if nothing else is in it, unless somebody holds the lock."""
+    folder = root / fingerprint
+    with _locked(root, fingerprint) as free:
+        if free:
+            for path in [*shard_paths(folder), *_leftovers(folder), folder / META, folder / LAST_USED]:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+    return free
+
+
+def _remove_leftovers(root: Path, folder: Path) -> None:
+    if leftovers := _leftovers(folder):
+        with _locked(root, folder.name) as free:
+            for path in leftovers if free else []:
+                path.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Damaged shards that were set aside, and half-written files."""
+    return [path for path in folder.iterdir() if path.name.endswith(DAMAGED)] + temporary_paths(folder)
+
+
+@contextmanager
+def _locked(root: Path, fingerprint: str) -> Iterator[bool]:
+    """Holds the lock of one store if it is free, else says False at once: cleaning must not wait for a long scoring."""
+    path = lock_path(root, fingerprint)
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("The store %s is being written and is left alone.", fingerprint)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

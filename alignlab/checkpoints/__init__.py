@@ -1,0 +1,28 @@
+"""How a run survives: checkpoints whole or not at all, one run a folder, early stops.
+
+Never here: the trainer: folders, files and signals alone.
+"""
+
+from .early_stop import SIGNALS, STOPPED_EARLY, EarlyStop, StoppedEarly, StopSignals
+from .folders import check, holds_checkpoints, newest_good, rotate, written_aside
+from .lock import only_run_in
+from .loss_state import load_loss, save_loss
+from .universal import is_of_other_ranks, load_universal
+
+__all__ = [
+    "SIGNALS",
+    "STOPPED_EARLY",
+    "EarlyStop",
+    "StopSignals",
+    "StoppedEarly",
+    "check",
+    "holds_checkpoints",
+    "is_of_other_ranks",
+    "load_loss",
+    "load_universal",
+    "newest_good",
+    "only_run_in",
+    "rotate",
+    "save_loss",
+    "written_aside",
+]

@@ -1,0 +1,103 @@
+"""The command `alignlab eval`: its options, and the tables that it prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# torch and all that needs it is imported inside functions, so that `alignlab eval --help` comes at once.
+
+JUDGE_HELP = """file.py:function, a reward model's path, or an OpenAI-compatible address https://.../v1; with options as
+'{name: https://.../v1, model: NAME, max_requests: 200}'"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Evaluates as the words say, prints tables, and returns the exit status."""
+    arguments = vars(_parser().parse_args(words))
+    from rich.console import Console
+
+    from alignlab.evaluation import EvalOptions, evaluate
+
+    judge = read_judge(arguments.pop("judge"))
+    unlimited = arguments["max_length"] == 0
+    options = EvalOptions(**{**arguments, "judge": judge} | ({"max_length": None} if unlimited else {}))
+    result = evaluate(options, say=lambda text: print(f"alignlab: {text}", file=sys.stderr))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in tables(result):
+        console.print(table, highlight=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    text = "Measure a model on held-out preference pairs, and on answers that it samples."
+    parser = argparse.ArgumentParser(prog="alignlab eval", description=text, allow_abbrev=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder or hub id; a folder with an adapter brings its base")
+    add(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="held-out pairs: a file, a folder or a hub id",
+    )
+    add("--reference", metavar="MODEL", help="what rewards and divergence are measured against")
+    add("--tokenizer", metavar="PATH", help="by default that of MODEL")
+    add(
+        "--beta",
+        type=float,
+        default=0.1,
+        help="the reward is beta (log p - log q), and calibration depends on it (%(default)s)",
+    )
+    add("--generate", type=int, default=0, metavar="N", help="sample answers to N different prompts of the data")
+    add("--samples", type=int, default=1, metavar="K", help="answers a prompt (%(default)s)")
+    add("--judge", metavar="JUDGE", help=f"compares answers with the chosen completions: {JUDGE_HELP}")
+    add("--output", type=Path, metavar="FILE.json", help="write the figures there")
+    add("--rows", type=Path, metavar="FILE.jsonl", help="write every pair and every answer there")
+    add("--batch_size", type=int, default=8, metavar="N", help="pairs or answers a forward (%(default)s)")
+    add(
+        "--max_length",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens of a row; 0: no limit (%(default)s)",
+    )
+    add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (%(default)s)")
+    add("--seed", type=int, default=0, help="of the samples (%(default)s)")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (as saved)")
+    add("--layout", choices=("auto", "packed", "padded"), default="auto", help="how rows are laid out (%(default)s)")
+    add("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
+    return parser
+
+
+def read_judge(text: str | None) -> str | dict[str, Any] | None:
+    """Returns what ``--judge`` says: a name, or ``{name: ..., option: ...}`` in YAML."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    from alignlab.config import parse_yaml
+
+    value: dict[str, Any] = parse_yaml(text, "--judge")
+    return value
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """Returns the figures as tables, a section a block."""
+    from rich.table import Table
+
+    from alignlab.evaluation import flat
+
+    found = []
+    for part, title in (("pairs", "held-out pairs"), ("answers", "sampled answers")):
+        if part not in result:
+            continue
+        table = Table("figure", "value", title=title, title_justify="left")
+        sections: dict[str, list[tuple[str, float]]] = {}
+        for name, value in flat(result[part]).items():
+            sections.setdefault(name.split("/")[0], []).append((name, value))
+        for rows in sections.values():
+            for name, value in rows:
+                table.add_row(name, f"{value:.4g}" if value != int(value) else f"{int(value)}")
+            table.add_section()
+        found.append(table)
+    return found

@@ -1,0 +1,86 @@
+"""The command ``alignlab plan``: a config's memory on each GPU as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from alignlab.planner import GB, Plan
+
+MEANING = {
+    "weights": "as they are stored on this rank",
+    "gradients": "that stand beside the rest at the fullest moment",
+    "optimiser": "its states; under ZeRO also the float32 weights it steps",
+    "activations": "kept for the backward, and the backward's own",
+    "logits": "of the LM head, chunk by chunk where that pays",
+    "reference": "weights of a live reference of its own",
+    "communication": "buckets of gradients; under ZeRO-3 the weights gathered at one time",
+    "framework": "CUDA context, NCCL, what the allocator loses: assumed, not measured",
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Plans a config; returns 0 if it fits, 1 if not."""
+    options, overrides = _parser().parse_known_args(words)
+    from alignlab.config import load_config
+    from alignlab.planner import plan
+
+    config = load_config(options.config, overrides)
+    found = plan(config, options.gpus, options.gpu_memory, options.prompt_tokens, options.completion_tokens)
+    if options.json:
+        print(json.dumps({**asdict(found), "peak": found.estimate.peak}, indent=2))
+    else:
+        _show(found)
+    return 0 if found.fits else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alignlab plan",
+        description="Estimate the memory of a run on each GPU, before any weight is loaded.",
+        epilog="Every other --KEY VALUE is one of the config. Exit status: 0 it fits, 1 it does not.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped config")
+    add("--gpus", type=int, default=1, help="ranks, one a GPU (default: 1)")
+    add("--gpu-memory", type=float, default=80.0, help="of each, in GB (default: 80)")
+    add("--prompt-tokens", type=int, help="of the longest rows; by default half of max_length")
+    add("--completion-tokens", type=int, help="of each completion; by default the rest of max_length")
+    add("--json", action="store_true", help="print it for programs, in bytes")
+    return parser
+
+
+def _show(found: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    one = found.estimate
+    title = (
+        f"{one.total / 1e6:,.0f}M parameters, {one.trained / 1e6:,.1f}M trained; {found.gpus} x {found.gpu_memory:g} GB"
+    )
+    table = Table(
+        "on each GPU", "GB", "", title=f"{title}; {found.tokens:,} tokens a micro-batch", title_justify="left"
+    )
+    table.columns[1].justify = "right"
+    for name, size in one.gpu.items():
+        table.add_row(name, f"{size / GB:,.2f}", MEANING[name])
+    table.add_section()
+    table.add_row("peak", f"{one.peak / GB:,.2f}", "fits" if found.fits else f"does not fit in {found.gpu_memory:g} GB")
+    console: Any = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    if one.host:
+        print(f"in the host's memory, for each rank: {one.host / GB:,.2f} GB")
+    if one.cache:
+        print(f"cached scores on disk: {one.cache / 1e6:,.1f} MB for 1000 rows")
+    if found.fits:
+        return
+    for change in found.changes:
+        print(f"{'fits' if change.fits else 'no  '} {change.peak / GB:8,.2f} GB  {shlex.join(change.words)}")
+    if not any(change.fits for change in found.changes):
+        print("nothing tried here makes it fit: more GPUs, shorter rows (max_length), or a smaller model")

@@ -1,0 +1,51 @@
+"""What a run is told, typed and checked, from Python or from YAML.
+
+Never here: a model or a row: what is told is checked before anything is opened.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .options import DataConfig, Dtype, ModelOptions
+from .parser import Key, Values, parse_yaml, read_yaml, readable_type, split_command_line, unknown_key, write_yaml
+
+if TYPE_CHECKING:
+    from .arguments import PreferenceConfig
+    from .checks import duration
+    from .run import RunConfig, find_config, load_config, schema
+
+__all__ = [
+    "DataConfig",
+    "Dtype",
+    "Key",
+    "ModelOptions",
+    "PreferenceConfig",
+    "RunConfig",
+    "Values",
+    "duration",
+    "find_config",
+    "load_config",
+    "parse_yaml",
+    "read_yaml",
+    "readable_type",
+    "schema",
+    "split_command_line",
+    "unknown_key",
+    "write_yaml",
+]
+
+_HOMES = {
+    "PreferenceConfig": "arguments",
+    "duration": "checks",
+    "RunConfig": "run",
+    "find_config": "run",
+    "load_config": "run",
+    "schema": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name when it is first used: reading YAML need not wait for torch and transformers."""
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

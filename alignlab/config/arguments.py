@@ -1,0 +1,169 @@
+"""The trainer's arguments: those of transformers, and what preference training needs besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, get_type_hints
+
+import torch
+from transformers import TrainingArguments
+
+from alignlab.runtime import check_parallel
+
+from .checks import check_training_options
+
+Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
+    """``transformers.TrainingArguments`` plus what preference training needs; options of the loss live in the loss.
+
+    Names and meanings are TRL's where TRL has them. Defaults that differ from TRL's: ``bf16`` and
+    ``gradient_checkpointing`` are off, because the same config must run on any machine.
+    """
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate of the optimiser."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1: a share of them."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where metrics are reported to."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: rows carry own columns."})
+    label_names: list[str] | None = field(default_factory=list, metadata={"help": "Must stay empty."})
+
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Tokens of prompt and completion together; longer rows are truncated."}
+    )
+    truncation_mode: Literal["keep_start", "keep_end"] = field(
+        default="keep_start", metadata={"help": "Which end of a row that is too long is kept."}
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "A bad row stops the run, or is written to rejected_rows.jsonl."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Passed to the chat template, e.g. {enable_thinking: false}; a row's own go first."},
+    )
+    default_label: bool | None = field(
+        default=None, metadata={"help": "Of labelled rows that have no label; by default such a row is a bad row."}
+    )
+    reward_names: list[str] | None = field(
+        default=None, metadata={"help": "The order of the objectives that rows name (MODPO); by default by name."}
+    )
+    layout: Literal["auto", "packed", "padded"] = field(
+        default="auto",
+        metadata={
+            "help": "packed: several pairs a row, prompts once, no padding; auto: packed where the model takes it "
+            "exactly, found by running it, else padded."
+        },
+    )
+    length_window: int = field(
+        default=0,
+        metadata={
+            "help": "Sort rows by length within windows of that many optimiser steps, which changes which rows meet "
+            "in a step; 0: never. Packed rows need none of it, padded ones save padding."
+        },
+    )
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = field(
+        default=None,
+        metadata={
+            "help": "How exactly fp32 matrices are multiplied (torch's switch). The error that it has on this machine "
+            "is measured and logged; what it gains depends on the machine too. By default as the process has it."
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
+    reference: Reference = field(
+        default="auto",
+        metadata={
+            "help": "Where reference scores come from; auto: none where the loss needs none, cached where it needs "
+            "log-probabilities, live where it needs whole distributions."
+        },
+    )
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Another model as the reference; by default the policy as it starts."}
+    )
+    ref_adapter: str | None = field(default=None, metadata={"help": "A saved adapter that makes the reference."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Let a live reference follow the policy (TR-DPO), for any loss."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6,
+        metadata={"help": "Of sync_ref_model: ref = alpha * policy + (1 - alpha) * ref; 1 is the hard update."},
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Of sync_ref_model: optimiser steps between two updates."}
+    )
+    reference_deepspeed: str | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "A DeepSpeed configuration at stage 3, such as zero3.json or zero3_offload.json: a reference with "
+            "weights of its own is sharded (and offloaded) by it, whatever the policy's stage."
+        },
+    )
+    reference_hidden_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Of the hidden states that reference: cached keeps where a loss needs whole distributions."},
+    )
+    score_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the scores of frozen models; by default under the user's cache."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Completions per scoring batch; by default 2 * per_device_eval_batch_size."}
+    )
+    allow_reference_mismatch: bool = field(
+        default=False, metadata={"help": "Go on although policy and reference differ before the first step."}
+    )
+    reference_tolerance: float | None = field(
+        default=None,
+        metadata={"help": "Largest such difference, nats; by default 1e-3 in fp32, 0.1 in half precision."},
+    )
+    scorers: dict[str, str] | None = field(
+        default=None, metadata={"help": "Further frozen models that the loss draws on (MODPO), name: path."}
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={"help": "Weight of a mixture of experts' load-balancing loss; by default as its config says."},
+    )
+    coupled_totals: Literal["exact", "previous_step"] = field(
+        default="exact", metadata={"help": "Batch totals of coupled losses: of this step, or of the one before."}
+    )
+    eval_generations: int = field(
+        default=0, metadata={"help": "At each evaluation, sample answers to so many prompts and log their metrics."}
+    )
+    eval_max_new_tokens: int = field(default=128, metadata={"help": "Of eval_generations: tokens of an answer."})
+    eval_judge: str | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Of eval_generations: what compares answers with the chosen completions: file.py:function, a "
+            "reward model's path, an address https://.../v1, or {name: one of these, option: ...}."
+        },
+    )
+    max_wall_time: str | float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds or [D-]HH:MM:SS from the start of the process: saves and stops, with exit status 75, "
+            "while there still is time."
+        },
+    )
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "Load a checkpoint although its manifest is missing or does not match; ZeRO's run code."},
+    )
+
+    report: bool = field(default=True, metadata={"help": "Write report.html and plots/ when a run is over."})
+    report_samples: int = field(
+        default=4,
+        metadata={"help": "Answers to so many held-out prompts, before and after, in the report; 0: none."},
+    )
+
+    def __post_init__(self) -> None:
+        check_training_options(vars(self), hints())
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
+        super().__post_init__()
+        spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
+        check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
+
+
+@cache
+def hints() -> dict[str, Any]:
+    return get_type_hints(PreferenceConfig)

@@ -1,0 +1,200 @@
+"""What a config must not say: keys known from elsewhere, options that cannot work, blocks that contradict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from .options import DataConfig, ModelOptions
+from .parser import Schema, Values, unknown_key
+
+_SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
+_IN_LOSS = (
+    "label_smoothing desirable_weight undesirable_weight ld_alpha "
+    "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
+)
+_MOVED = {  # keys that people know from elsewhere -> what to write here
+    "beta": "it is an option of the loss: write `loss: {beta: ...}`",
+    "loss_type": "the loss is chosen by its name: write `loss: {name: ...}` (`alignlab losses` lists them)",
+    **{key: f"options of the loss live in its block: write `loss: {{{key}: ...}}`" for key in _IN_LOSS.split()},
+    "f_divergence_type": "it is a loss of its own: write `loss: {name: f_dpo, divergence: ...}`",
+    "f_alpha_divergence_coef": "it is a loss of its own: write `loss: {name: f_dpo, divergence: alpha, alpha: ...}`",
+    "model_name_or_path": "write `model: {name_or_path: ...}`",
+    "torch_dtype": "write `model: {dtype: ...}`",
+    "dtype": "write `model: {dtype: ...}`",
+    "model_revision": "write `model: {revision: ...}`",
+    "attn_implementation": "write `model: {attn_implementation: ...}`",
+    "trust_remote_code": "write `model: {trust_remote_code: ...}`",
+    "load_in_4bit": "write `model: {load_in_4bit: ...}`",
+    "load_in_8bit": "write `model: {load_in_8bit: ...}`",
+    "use_peft": "an adapter is made where there is a block `peft: {r: 16, ...}`",
+    "lora_r": "write `peft: {r: ...}`",
+    "lora_alpha": "write `peft: {lora_alpha: ...}`",
+    "lora_dropout": "write `peft: {lora_dropout: ...}`",
+    "lora_target_modules": "write `peft: {target_modules: ...}`",
+    "dataset_name": "write `data: {train: ...}`",
+    "precompute_ref_log_probs": "scores of the reference are cached by default: write `reference: cached` to insist",
+    "ref_model": "write `ref_model_name_or_path: ...`",
+    "reference_free": "write `reference: none`",
+    "max_prompt_length": "`max_length` bounds prompt and completion together, as in TRL",
+    "padding_free": "rows are packed without padding wherever the model can take it; there is nothing to switch on",
+    "warmup_ratio": "write `warmup_steps: 0.1`; a value below 1 is a share of all steps",
+    "evaluation_strategy": "write `eval_strategy: ...`",
+    "no_cuda": "write `use_cpu: true`",
+    "group_by_length": "packed rows need no grouping by length; for padded ones write `length_window: 8` (steps)",
+    "parallelism_config": "sequence, context and tensor parallelism would cut rows, which must be whole on a rank",
+    "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
+}
+
+_CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
+    "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
+    "use_liger_kernel": ((False,), "it fuses a loss over labels into the model; the loss here is a preference loss"),
+    "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
+    "include_num_input_tokens_seen": (("no", False), "it counts columns that batches of pairs do not have"),
+    "average_tokens_across_devices": ((True,), "the objective is the mean over the rows of all ranks, not over tokens"),
+    "auto_find_batch_size": ((False,), "a changed batch size changes the optimiser step; set it yourself"),
+    "remove_unused_columns": ((False,), "it would drop the columns that the loss draws on"),
+    "enable_jit_checkpoint": ((False,), "SIGTERM and SIGUSR1 save a checkpoint here anyway, and both would save"),
+    "save_on_each_node": ((False,), "all ranks write one checkpoint, into one folder that they share"),
+    "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
+    "label_names": (([], None), "batches of preferences have no labels"),
+}
+_LEAST = {
+    "ref_model_sync_steps": 1,
+    "length_window": 0,
+    "report_samples": 0,
+    "eval_generations": 0,
+    "eval_max_new_tokens": 1,
+}
+_STAYS = {  # why such a reference cannot follow the policy
+    "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
+    "adapter_off": "makes the frozen base the reference, but sync_ref_model moves it",
+    "none": "leaves sync_ref_model nothing to move",
+}
+
+
+def refuse_moved(values: Mapping[str, Any]) -> None:
+    """Raises a ValueError that says what to write for a key that is known from elsewhere."""
+    for key, advice in _MOVED.items():
+        if key in values:
+            raise ValueError(f"{key}: not a key of this config; {advice}")
+
+
+def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raises a ValueError for options that cannot work here or would silently do nothing."""
+    for name, hint in hints.items():
+        if get_origin(hint) is not Literal:
+            continue
+        if values.get(name, get_args(hint)[0]) not in get_args(hint):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, found {values[name]!r}")
+    for name, (harmless, reason) in _CANNOT_WORK.items():
+        if values.get(name, harmless[0]) not in harmless:
+            raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
+    if values.get("bf16") and values.get("fp16"):
+        raise ValueError("bf16 and fp16 are both true: choose one")
+    least_values = {"max_length": 2, "precompute_ref_batch_size": 1, "per_device_train_batch_size": 1}
+    for name, least in (least_values | _LEAST).items():
+        value = values.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, found {value}")
+    duration("max_wall_time", values.get("max_wall_time"))
+    alpha = values.get("ref_model_mixup_alpha", 1)
+    if not 0 < alpha <= 1:
+        raise ValueError(f"ref_model_mixup_alpha: expected more than 0 and at most 1, found {alpha}")
+    if values.get("sync_ref_model") and values.get("reference", "auto") not in ("auto", "live"):
+        raise ValueError(f"reference: {values['reference']} {_STAYS[values['reference']]}; allowed: auto, live")
+    if values.get("eval_judge") is not None and not values.get("eval_generations"):
+        raise ValueError("eval_judge: there is nothing to judge; say how many answers to sample with eval_generations")
+    for name in ("ref_model_name_or_path", "ref_adapter"):
+        if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
+            raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")
+
+
+def duration(name: str, value: float | str | None) -> float | None:
+    """Returns a length of time in seconds: a number of them, also as text, or [D-]HH:MM:SS.
+
+    Raises:
+        ValueError: neither, or not more than 0.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", value) if isinstance(value, str) else None
+    if match is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        value = 86400 * days + 3600 * hours + 60 * minutes + seconds
+    try:
+        found = float(value)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"{name}: expected seconds, or time as [D-]HH:MM:SS, more than 0; found {value!r}")
+    return found
+
+
+def check_sources(data: DataConfig) -> None:
+    """Checks the keys of mixtures; what stands behind them is checked when it is read."""
+    evals = data.eval if isinstance(data.eval, dict) else {"": data.eval}
+    named = {"data.train": data.train, **{f"data.eval.{name}".rstrip("."): one for name, one in evals.items()}}
+    for where, source in named.items():
+        for index, part in enumerate(source if isinstance(source, list) else ()):
+            if not isinstance(part, dict):
+                continue
+            for key in part:
+                if key not in _SOURCE_KEYS:
+                    raise unknown_key(f"{where}[{index}].{key}", _SOURCE_KEYS)
+            if "path" not in part:
+                raise ValueError(f"{where}[{index}].path: required, and not given")
+    if data.eval is not None and data.eval_rows is not None:
+        raise ValueError("data.eval and data.eval_rows are both given: evaluate on a set, or hold rows out")
+    if data.eval_rows is not None and data.eval_rows < 1:
+        raise ValueError(f"data.eval_rows: expected at least 1, found {data.eval_rows}")
+
+
+def check_peft(options: Values) -> None:
+    """Checks names and types of an adapter's options against its PEFT class."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(options.get("peft_type", "LORA"))
+    if kind not in classes:
+        raise ValueError(f"peft.peft_type: expected one of {', '.join(sorted(classes))}, found {kind!r}")
+    free = {"peft_type", "task_type"}
+    if str(options.get("init_lora_weights")).startswith("pissa_niter_"):
+        free.add("init_lora_weights")  # a pattern that the annotation cannot express
+    names = {one.name for one in fields(classes[kind])}
+    for key in options:
+        if key not in names:
+            raise unknown_key(f"peft.{key}", names)
+    checked = {key: value for key, value in options.items() if key not in free}
+    keys = Schema()
+    keys.add_dataclass("peft", classes[kind], prefix="peft.", skip=names - set(checked))
+    if checked:
+        keys.check({"peft": checked})
+    try:
+        classes[kind](**{key: value for key, value in options.items() if key != "peft_type"})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"peft: {error}") from error
+
+
+def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | None, training: Values) -> None:
+    """Raises a ValueError for blocks that contradict one another."""
+    if model.load_in_4bit and model.load_in_8bit:
+        raise ValueError("model.load_in_4bit and model.load_in_8bit are both true: choose one")
+    if peft is not None and model.adapter is not None:
+        raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
+    has_adapter = peft is not None or model.adapter is not None
+    adapter_folder = (Path(model.name_or_path) / "adapter_config.json").is_file()
+    if not has_adapter and not adapter_folder:
+        for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):
+            if getattr(model, name):
+                raise ValueError(f"model.{name}: needs an adapter; add a block such as `peft: {{r: 16}}`")
+        if training.get("reference") == "adapter_off":
+            raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
+    evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
+    if data.eval is None and data.eval_rows is None:
+        for name, asked in {"eval_strategy": evaluates, "eval_generations": training.get("eval_generations")}.items():
+            if asked:
+                raise ValueError(f"{name}: nothing to evaluate on; give data.eval or data.eval_rows")

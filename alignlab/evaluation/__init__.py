@@ -1,0 +1,17 @@
+"""What a model is like: its figures on held-out pairs and on answers that it samples.
+
+Never here: the trainer, or a change to a weight.
+"""
+
+from .in_training import AnswerMetrics
+from .measure import flat
+from .samples import SampleAnswers
+from .saved import EvalOptions, evaluate
+
+__all__ = [
+    "AnswerMetrics",
+    "EvalOptions",
+    "SampleAnswers",
+    "evaluate",
+    "flat",
+]

@@ -1,0 +1,217 @@
+"""What `alignlab eval` does: a trained model on held-out pairs and on answers that it samples, in figures and rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from alignlab import models
+from alignlab.config import Dtype, ModelOptions
+from alignlab.data import DataOptions, DataReport, prepare
+from alignlab.judges import Judge, build_judge
+from alignlab.runtime import describe_environment
+from alignlab.scoring import choose_layout
+
+from .dialogues import read_dialogues
+from .measure import (
+    AnswerRow,
+    PairRow,
+    answer_figures,
+    answer_rows,
+    first_of_each_prompt,
+    judge_answers,
+    pair_figures,
+    score_pairs,
+)
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is evaluated, on what, and how.
+
+    Attributes:
+        model: folder or hub id of the model; a folder with an adapter brings its base.
+        data: file, folder or hub id of preference pairs.
+        reference: the model that rewards and divergence are measured against.
+        tokenizer: by default the model's.
+        beta: of the reward beta (log p - log q): calibration depends on it, accuracy does not.
+        generate: sample answers to so many different prompts. samples: answers a prompt.
+        judge: what judges answers against the chosen completions, as ``judges.build_judge`` takes it.
+        output: JSON file of the figures. rows: JSONL file of every pair and answer.
+    """
+
+    model: str
+    data: str
+    reference: str | None = None
+    tokenizer: str | None = None
+    beta: float = 0.1
+    generate: int = 0
+    samples: int = 1
+    judge: str | Mapping[str, Any] | None = None
+    output: Path | None = None
+    rows: Path | None = None
+    batch_size: int = 8
+    max_length: int | None = 1024
+    max_new_tokens: int = 128
+    seed: int = 0
+    dtype: Dtype = "auto"
+    layout: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"generate": 0, "samples": 1, "batch_size": 1, "max_new_tokens": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name}: expected at least {value}, found {getattr(self, name)}")
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"--beta: expected a number above 0, found {self.beta}")
+        if self.judge is not None and self.generate == 0:
+            raise ValueError("--judge: there is nothing to judge; say how many answers to sample with --generate")
+        for name in ("output", "rows"):
+            path: Path | None = getattr(self, name)
+            if path is not None and (path.is_dir() or not path.parent.is_dir()):
+                raise ValueError(f"--{name}: {path} must be a file in a folder that exists")
+
+
+def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Result:
+    """Evaluates a model and writes what was asked for; returns the figures.
+
+    Under a launcher every rank takes its share of the rows, and the main one computes, judges and writes; the others
+    return an empty result. The figures do not depend on the number of ranks, nor on the batch size.
+
+    Raises:
+        ValueError: bad rows (file and line), options that contradict, a judge that does not exist.
+    """
+    state = PartialState(cpu=not _has_accelerator())
+    say = say if state.is_main_process else lambda _: None
+    judge = None if options.judge is None or not state.is_main_process else build_judge(options.judge)
+    with _named("--tokenizer" if options.tokenizer else "model"):
+        tokenizer = models.load_tokenizer(_model_options(options, options.model))
+    data = DataOptions(max_length=options.max_length)
+    prepared = prepare(options.data, tokenizer, data, options.seed, progress=state.is_main_process)
+    with _named("model"):
+        policy = _load(options, options.model, state.device)
+    with _named("--reference"):
+        reference = None if options.reference is None else _load(options, options.reference, state.device)
+    pad = models.pad_token_id(tokenizer)
+    mode = choose_layout(options.layout, [one for one in (policy, reference) if one is not None], pad)
+    say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} pairs")
+    shown = state.is_main_process
+    pairs = score_pairs(
+        policy, prepared.dataset, pad, reference, batch_size=options.batch_size, mode=mode, progress=shown
+    )
+    answers: list[AnswerRow] = []
+    if options.generate:
+        say(f"sampling {options.generate * options.samples} answers")
+        answers = _answers(options, policy, reference, tokenizer, prepared.dataset, mode)
+    if not state.is_main_process:
+        return {}
+    if judge is not None:
+        say(f"judging {len(answers)} answers by {judge.description}")
+        judge_answers(judge, answers)
+    result = _result(options, prepared.report, pairs, answers, judge)
+    _write(options, result, pairs, answers)
+    return result
+
+
+def _answers(
+    options: EvalOptions,
+    policy: nn.Module,
+    reference: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Any,
+    mode: Any,
+) -> list[AnswerRow]:
+    places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, options.generate)}
+    return answer_rows(
+        policy,
+        tokenizer,
+        dataset,
+        options.generate,
+        read_dialogues(options.data, places).get,
+        None if reference is None else lambda: nullcontext(reference),
+        samples=options.samples,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        mode=mode,
+    )
+
+
+def _model_options(options: EvalOptions, path: str) -> ModelOptions:
+    trust = options.trust_remote_code
+    return ModelOptions(path, tokenizer=options.tokenizer, dtype=options.dtype, trust_remote_code=trust)
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Says which option an error of loading is about."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{option}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def _load(options: EvalOptions, path: str, device: Any) -> nn.Module:
+    model: Any = models.load_model(_model_options(options, path)).requires_grad_(False).eval()
+    loaded: nn.Module = model if models.is_quantised(model) else model.to(device)
+    return loaded
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return bool(torch.accelerator.is_available())
+
+
+# ---- what is written -------------------------------------------------------------------------------------
+
+
+def _result(
+    options: EvalOptions, report: DataReport, pairs: list[PairRow], answers: list[AnswerRow], judge: Judge | None
+) -> Result:
+    result: Result = {
+        **{name: getattr(options, name) for name in ("model", "reference", "data", "beta", "seed", "max_new_tokens")},
+        "data_fingerprint": report.fingerprint,
+        "rows_truncated": report.rows_truncated,
+        "pairs": pair_figures(pairs, options.beta),
+    }
+    if answers:
+        result["answers"] = {"answers": len(answers), "per_prompt": options.samples, **answer_figures(answers)}
+    if judge is not None:
+        result["judge"] = {"name": judge.description, **judge.usage()}
+    return {**result, "environment": describe_environment()}
+
+
+def _write(options: EvalOptions, result: Result, pairs: Iterable[PairRow], answers: Iterable[AnswerRow]) -> None:
+    if options.output is not None:
+        text = json.dumps(_without_nan(result), indent=2, ensure_ascii=False, allow_nan=False)
+        options.output.write_text(text + "\n", encoding="utf-8")
+    if options.rows is not None:
+        with options.rows.open("w", encoding="utf-8") as file:
+            for kind, rows in (("pair", pairs), ("answer", answers)):
+                for row in rows:
+                    line = _without_nan({"kind": kind, **asdict(row)})
+                    file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns a value as JSON can hold it: a figure that is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,9 @@
+"""Who says which of two answers is better: a function, a reward model, a language model behind an address.
+
+Never here: the policy: a judge sees texts.
+"""
+
+from .build import build_judge
+from .judge import DISAGREE, Comparison, Judge, Prompt, Verdict
+
+__all__ = ["DISAGREE", "Comparison", "Judge", "Prompt", "Verdict", "build_judge"]

@@ -1,0 +1,78 @@
+"""A reward model as a judge: a sequence classifier with one output, and the higher reward wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .judge import Comparison, Judge, Prompt, Verdict, by_rewards, prompt_text
+
+
+class RewardModel(Judge):
+    """A sequence classifier with one output: the completion with the higher reward wins.
+
+    Messages go through its chat template where it has one; other prompts are put right before the completion.
+
+    Args:
+        path: folder or hub id. batch_size: texts a forward. max_length: tokens, cut on the left.
+        dtype: of the weights; "auto" as they were saved.
+    """
+
+    def __init__(self, path: str, batch_size: int = 8, max_length: int = 2048, dtype: str = "auto") -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from alignlab.models import pad_token_id, torch_dtype
+        from alignlab.runtime import unsharded
+
+        self.description = f"reward model {path}"
+        self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right", truncation_side="left")
+        with unsharded():
+            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch_dtype(dtype))
+        if model.config.num_labels != 1:
+            raise ValueError(f"judge: {path} has {model.config.num_labels} outputs; a reward model has one")
+        self.pad = pad_token_id(self.tokenizer)
+        model.config.pad_token_id = self.pad  # it reads the reward at the last token that is not padding
+        self.model, self.batch_size, self.max_length = model.eval().requires_grad_(False), batch_size, max_length
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        """Returns verdicts by the rewards of both texts."""
+        texts = [(one.prompt, text) for one in comparisons for text in (one.answer, one.reference)]
+        rewards = self.rewards(texts)
+        return [by_rewards(rewards[2 * n], rewards[2 * n + 1]) for n in range(len(comparisons))]
+
+    def rewards(self, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """Returns the reward of each completion of a prompt."""
+        import torch
+
+        device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+        self.model.to(device)
+        found: list[float] = []
+        for start in range(0, len(texts), self.batch_size):
+            rows = [self._ids(*text) for text in texts[start : start + self.batch_size]]
+            width = max(map(len, rows))
+            ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+            with torch.no_grad():
+                found += self._last(ids, mask)
+        return found
+
+    def _last(self, ids: Any, mask: Any) -> list[float]:
+        """Returns rewards at each row's last token, also where the pad token stands in the text itself."""
+        import torch
+
+        head = getattr(self.model, "score", None)
+        if head is None:  # an encoder: it pools as it was made to
+            logits: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+            return logits
+        hidden = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(-1) - 1]
+        rewards: list[float] = head(last)[:, 0].float().tolist()
+        return rewards
+
+    def _ids(self, prompt: Prompt, completion: str) -> list[int]:
+        if isinstance(prompt, list) and self.tokenizer.chat_template is not None:
+            turns = [*prompt, {"role": "assistant", "content": completion}]
+            ids: list[int] = self.tokenizer.apply_chat_template(turns, return_dict=False)
+            return ids[-self.max_length :]
+        whole: list[int] = self.tokenizer(prompt_text(prompt) + completion)["input_ids"]
+        return whole[-self.max_length :]

@@ -1,0 +1,196 @@
+"""The pass that fills the score cache: what no frozen model has scored yet, shared out over the ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from alignlab import scoring
+from alignlab.cache import COLUMN, ScoreCache, ScoreStore, default_root
+from alignlab.config import PreferenceConfig
+from alignlab.data import Mode, ScoredSequence, layout_sequences, sequence, sequence_key
+from alignlab.runtime import evaluating
+from alignlab.scoring import Head, base_of, choose_layout, head_of, hidden_positions, model_inputs
+
+from .frozen import SeparateModel
+from .scorers import UNPROVEN, Autocast, Frozen
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+SHARD_ROWS = 4096  # completions a shard; what a kill may lose at most, on each rank
+
+
+class CacheFiller:
+    """Scores what the cache lacks.
+
+    Args:
+        pad_id: token that pads rows. batch_size: completions per forward.
+        device: where batches go. autocast: the context in which the policy is scored in training.
+        layout: "auto", "packed" or "padded"; packed rows share the prompts of completions scored together.
+    """
+
+    def __init__(
+        self,
+        pad_id: int,
+        batch_size: int,
+        device: torch.device,
+        autocast: Autocast,
+        layout: str = "auto",
+        progress: bool = True,
+    ) -> None:
+        self.pad_id, self.batch_size, self.device, self.layout = pad_id, batch_size, device, layout
+        self.autocast, self.progress = autocast, progress
+        self.ranks = PartialState()
+
+    def fill(self, frozen: Frozen, root: Path, compute_dtype: str, wanted: Sequence[tuple[Any, Sequence[str]]]) -> None:
+        """Makes ``frozen.store`` hold the scores of the named completions of each (dataset, fields) wanted.
+
+        Rank 0 holds the writer's lock; every rank scores its share and writes shards of its own. Where nothing is
+        missing the model is not touched.
+        """
+        fingerprint = self._from_main(lambda: frozen.model.fingerprint(compute_dtype))
+        store = ScoreCache(root).open(fingerprint, {"model": frozen.model.description, "dtype": compute_dtype})
+        frozen.store = store
+        places = self._places(wanted, frozen.name)
+        keys = list(places)
+        if frozen.hidden is not None and frozen.head is UNPROVEN:
+            with frozen.model.run() as module:
+                frozen.keep_head(module)
+                self._say_size(frozen, places)
+        if not self._from_main(lambda: bool(_missing(store, keys, frozen))):
+            return
+        with store.lock() if self.ranks.is_main_process else nullcontext():
+            self.ranks.wait_for_everyone()
+            store.refresh()
+            todo = [keys[index] for index in _missing(store, keys, frozen)]
+            logger.info(
+                "%s: %d of %d completions to score with %s", frozen.name, len(todo), len(keys), frozen.model.description
+            )
+            self._score(frozen, store, todo, places)
+            self.ranks.wait_for_everyone()
+        store.refresh()
+        left = len(_missing(store, keys, frozen))
+        if left:
+            raise ValueError(
+                f"{left} completions have no score after scoring: score_cache_dir ({root}) must be a folder that all "
+                "ranks share"
+            )
+
+    def _places(self, wanted: Sequence[tuple[Any, Sequence[str]]], name: str) -> dict[bytes, ScoredSequence]:
+        """Returns the distinct completions wanted, by content key."""
+        places: dict[bytes, ScoredSequence] = {}
+        for dataset, fields in wanted:
+            rows = tqdm(dataset, desc=f"{name}: keys", disable=not self._shown or len(dataset) < 10_000)
+            for row in rows:
+                for one in fields:
+                    s = sequence(row, one)
+                    places.setdefault(sequence_key(s), s)
+        return places
+
+    def _score(
+        self, frozen: Frozen, store: ScoreStore, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]
+    ) -> None:
+        """Scores this rank's share of ``todo``, the longest prompts first, and writes it."""
+        if not todo:
+            return
+        batches = self._batches(todo, places)
+        world, rank = self.ranks.num_processes, self.ranks.process_index
+        rounds = -(-len(batches) // world)
+        bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
+        writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
+        with writing as writer, bar, frozen.model.run() as module, evaluating(module):
+            mode, head = choose_layout(self.layout, [module], self.pad_id), head_of(module)
+            for index in range(rounds):
+                mine = index * world + rank
+                # A rank without a batch joins the forward for its collectives.
+                batch = batches[min(mine, len(batches) - 1)]
+                values = self._forward(module, [places[key] for key in batch], mode, head, frozen)
+                if mine < len(batches):
+                    frozen.forwards += len(batch)
+                    writer.append(batch, values)
+                bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
+
+    def _batches(self, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]) -> list[list[bytes]]:
+        """Cuts ``todo`` into batches; completions of one prompt stand together, so that its tokens are run once."""
+
+        def rank(key: bytes) -> tuple[int, bytes, int]:
+            one = places[key]
+            return -len(one.prompt), one.prompt.tobytes(), -len(one.completion)
+
+        order = sorted(todo, key=rank)
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def _forward(
+        self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None, frozen: Frozen
+    ) -> dict[str, list[Tensor]]:
+        """Returns what the cache keeps of each sequence's completion: log-probabilities, perhaps hidden states."""
+        layout = layout_sequences(sequences, self.pad_id, mode)
+        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+        lengths = [len(s.completion) for s in sequences]
+        with self.autocast():
+            if frozen.hidden is None:
+                logps = scoring.score(module, moved, head=head)["logps"][0]
+                return {COLUMN: _cut(logps.float().cpu(), lengths)}
+            hidden = hidden_positions(module, model_inputs(base_of(module), moved), moved["predict"])
+            known = scoring.Distributions(hidden=hidden, head=frozen.head).logps(moved["target"])
+        stored = scoring.place(hidden.to(getattr(torch, frozen.hidden)), moved)[0]
+        return {
+            COLUMN: _cut(scoring.place(known, moved)[0].float().cpu(), lengths),
+            frozen.columns[1]: _cut(stored.cpu(), lengths),
+        }
+
+    def _say_size(self, frozen: Frozen, places: Mapping[bytes, ScoredSequence]) -> None:
+        """Says how much disk the hidden states take, before they are made."""
+        assert frozen.head is not None
+        tokens = sum(len(one.completion) for one in places.values())
+        width, size = frozen.head.module.in_features, getattr(torch, str(frozen.hidden)).itemsize
+        logger.info("%s: hidden states of %d tokens take %.1f MB", frozen.name, tokens, tokens * width * size / 1e6)
+
+    def _from_main(self, ask: Callable[[], T]) -> T:
+        """Returns rank 0's answer on every rank; the others do not ask."""
+        answer = [ask() if self.ranks.is_main_process else None]
+        if self.ranks.num_processes > 1:
+            broadcast_object_list(answer, from_process=0)
+        return cast(T, answer[0])
+
+    @property
+    def _shown(self) -> bool:
+        return self.progress and self.ranks.is_main_process
+
+
+def fill_caches(
+    frozen: Mapping[str, Frozen],
+    args: PreferenceConfig,
+    compute_dtype: str,
+    pad_id: int,
+    autocast: Autocast,
+    wanted: Sequence[tuple[Any, Sequence[str]]],
+) -> None:
+    """Scores, with every cached frozen model, what the cache lacks of the (dataset, fields) wanted."""
+    root = Path(args.score_cache_dir) if args.score_cache_dir else default_root()
+    batch = args.precompute_ref_batch_size or 2 * args.per_device_eval_batch_size
+    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress=not args.disable_tqdm)
+    for one in frozen.values():
+        if one.cached:
+            filler.fill(one, root, compute_dtype, wanted)
+            if isinstance(one.model, SeparateModel):
+                one.model.free()
+
+
+def _cut(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Returns the first ``lengths[n]`` of each row ``n``."""
+    return [row[:length].contiguous() for row, length in zip(values, lengths, strict=True)]
+
+
+def _missing(store: ScoreStore, keys: Sequence[bytes], frozen: Frozen) -> list[int]:
+    """Returns the positions of the keys that lack any column."""
+    return sorted({index for column in frozen.columns for index in store.missing(keys, column)})

@@ -1,0 +1,30 @@
+"""What a run stands on: ranks, engines, precision, modules under their wrappers, the machine.
+
+Never here: anything about preferences.
+"""
+
+from .engine import check_engine, describe_engine, load_sharded
+from .environment import describe_environment
+from .modules import evaluating, is_sharded_at_load, unsharded, unwrap
+from .precision import set_matmul_precision
+from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
+from .zero import check_parallel, zero_stage
+
+__all__ = [
+    "check_engine",
+    "check_parallel",
+    "describe_engine",
+    "describe_environment",
+    "evaluating",
+    "from_main",
+    "gathered",
+    "is_main",
+    "is_sharded_at_load",
+    "load_sharded",
+    "rank_and_ranks",
+    "set_matmul_precision",
+    "unsharded",
+    "unwrap",
+    "wait_for_all",
+    "zero_stage",
+]

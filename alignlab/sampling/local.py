@@ -1,0 +1,115 @@
+"""Answers sampled so that each depends on its own seed alone, whatever batch or rank it is drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+from alignlab import models
+from alignlab.data import ScoredSequence
+from alignlab.runtime import evaluating, unwrap
+
+# The distribution as it is: a model's own generation config may bend it, and then no estimate of a KL would hold.
+_UNTOUCHED: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+}
+
+
+class SeededGumbel(LogitsProcessor):  # type: ignore[misc]
+    """Makes the greedy choice a sample of softmax(logits): adds -log E, E ~ Exp(1), from one generator a row.
+
+    Source: the Gumbel-max trick, Maddison et al. 2014, "A* Sampling", section 2.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns the scores ``[N, V]`` in float32 with noise."""
+        width, tiny = scores.shape[-1], torch.finfo(torch.float32).tiny
+        rows = [torch.empty(width).exponential_(generator=one).clamp_(min=tiny) for one in self.generators]
+        return scores.float() - torch.stack(rows).log().to(scores.device)
+
+
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[ArrayLike],
+    seeds: Sequence[int] | None,
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+) -> list[ScoredSequence]:
+    """Returns one answer to each prompt (token ids), sampled from the model's own distribution, or greedy.
+
+    Prompts are padded on the left. Every token of an answer counts, its EOS included; what follows EOS is cut.
+
+    Args:
+        seeds: of each answer; None decodes greedily.
+
+    Raises:
+        ValueError: the tokenizer and the model name no EOS token, so that no answer would ever end.
+    """
+    inner = unwrap(model)
+    ends = end_tokens(inner, tokenizer)
+    config = GenerationConfig(
+        **_UNTOUCHED,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=models.pad_token_id(tokenizer),
+    )
+    device, answers = next(inner.parameters()).device, []
+    with evaluating(model):
+        for start in range(0, len(prompts), batch_size):
+            batch = [np.asarray(prompt).tolist() for prompt in prompts[start : start + batch_size]]
+            inputs = _left_padded(batch, models.pad_token_id(tokenizer)).to(device)
+            mask = _left_padded([[1] * len(prompt) for prompt in batch], 0).to(device)
+            noise = [] if seeds is None else [SeededGumbel(seeds[start : start + batch_size])]
+            output = inner.generate(
+                input_ids=inputs,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(noise),
+            )
+            rows = output[:, inputs.shape[1] :].tolist()
+            answers += [_answer(prompt, row, ends) for prompt, row in zip(batch, rows, strict=True)]
+    return answers
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns the tokens that end an answer: the tokenizer's EOS and those of the model's generation config.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {int(one) for one in (found if isinstance(found, list) else [found]) if one is not None}
+    if tokenizer.eos_token_id is not None:
+        ends.add(int(tokenizer.eos_token_id))
+    if not ends:
+        raise ValueError("neither the tokenizer nor the model names an EOS token: no answer would ever end")
+    return ends
+
+
+def _left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+
+
+def _answer(prompt: list[int], tokens: list[int], ends: set[int]) -> ScoredSequence:
+    """Cuts what follows the first end."""
+    end = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
+    return ScoredSequence(np.array(prompt), np.array(tokens[:end], dtype=np.int64), np.ones(end, dtype=bool))

@@ -1,0 +1,30 @@
+"""Batch to per-token log-probabilities and KL: the only room that runs a model forward.
+
+Never here: a loss, a file, or a collective.
+"""
+
+from .chunked import Head
+from .forward import Distributions, distributions, needed_logits, place, score, token_kl
+from .head import head_of, hidden_positions
+from .packing import FLAT, UnsupportedModel, model_inputs
+from .probe import base_of, choose_layout
+from .router import Router, router_of
+
+__all__ = [
+    "FLAT",
+    "Distributions",
+    "Head",
+    "Router",
+    "UnsupportedModel",
+    "base_of",
+    "choose_layout",
+    "distributions",
+    "head_of",
+    "hidden_positions",
+    "model_inputs",
+    "needed_logits",
+    "place",
+    "router_of",
+    "score",
+    "token_kl",
+]

@@ -1,0 +1,216 @@
+"""The LM head of a model: what it computes, proven, and the model's own forward with chunked scores in its place.
+
+``score_positions`` runs the model's own forward and, for its duration, puts the chunked scores in the place of the
+head module's ``forward``. The scores leave the head module as its output, so whatever hooks an engine has on that
+module see what they see in a plain run: DeepSpeed ZeRO-3 gathers the weight before it, and again before its backward;
+accelerate moves it where it was dispatched. The last hook takes the scores away and hands the model an empty tensor
+``[1, M, 0]`` of the same graph, which survives scale, soft-cap and casts; so the model's other outputs (the auxiliary
+loss of a mixture of experts) come out as always, and DDP finds every parameter in its graph. The alternative, running
+the trunk and applying the head outside, misses those hooks and every wrapper's own forward.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.runtime import evaluating, unwrap
+
+from .chunked import ROW_CHUNK, VOCAB_CHUNK, Head, chunked_scores, worthwhile
+
+__all__ = ["Head", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
+
+logger = logging.getLogger(__name__)
+
+# What configs call the factor before the soft-cap, and the soft-cap. Whether a model means them is then measured.
+_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def head_of(model: nn.Module) -> Head | None:
+    """Returns what the LM head of a causal LM computes, if it is proven to be what ``Head`` says; else None.
+
+    Runs the model's own forward on four tokens, without gradient and in evaluation mode. Three things must agree: the
+    head module's output and ``W h + b``; the model's logits and ``Head`` on the same hidden states; and the model's
+    logits and ``Head`` for a made-up head output between -1000 and 1000, because a soft-cap does not show on the small
+    logits of a few tokens. Tolerance: 1e-5 of the size in float32, 4 epsilon in half precision.
+
+    Call it where the model can run (after DeepSpeed ZeRO-3 has wrapped it, on every rank), once: it costs a forward.
+    The reason for None is logged once.
+    """
+    found = _prove(model)
+    if isinstance(found, Head):
+        return found
+    _log_once(f"the LM head runs on whole logits, not in chunks: {found}")
+    return None
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
+def _prove(model: nn.Module) -> Head | str:
+    """Returns the head, or why it cannot be run in chunks."""
+    inner = unwrap(model)
+    module = inner.get_output_embeddings()
+    if type(module) is not nn.Linear:
+        return f"it is a {type(module).__name__}, not a plain nn.Linear"
+    if type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
+        return f"its weight is a {type(module.weight).__name__} of {module.weight.dtype}, not a plain tensor"
+    calls: list[Tensor] = []
+
+    def probe(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Catches W h + b, and puts a ramp in the place of the last token's logits. Before any engine's hook."""
+        hidden, changed = args[0], output.clone()
+        changed[..., -1, :] = _ramp(output)
+        ours = Head(module).side(hidden.reshape(-1, hidden.shape[-1])).logits(slice(None), slice(None))
+        if _close(ours, output.reshape(ours.shape)):
+            ours[-1] = changed.reshape(ours.shape)[-1]
+            calls.append(ours)
+        return changed
+
+    handle = module.register_forward_hook(probe, prepend=True)
+    try:
+        logits = _logits_of_four_tokens(model)
+    except Exception as error:  # an architecture with other inputs: the plain path is the one to complain
+        return f"the model's forward on four tokens failed ({type(error).__name__}: {error})"
+    finally:
+        handle.remove()
+    if len(calls) != 1 or logits.numel() != calls[0].numel():
+        return "the model's forward does not call it once, on its final hidden states, as W h + b"
+    tied = module.weight is getattr(inner.get_input_embeddings(), "weight", None)
+    for scale, cap in _candidates(getattr(inner, "config", None)):
+        head = Head(module, scale, cap, tied)
+        if _close(head.post_process(calls[0].clone()), logits.reshape(calls[0].shape), ramp=-1):
+            return head
+    return "the model's logits are not its output under a known scale and soft-cap"
+
+
+def _logits_of_four_tokens(model: nn.Module) -> Tensor:
+    device = unwrap(model).get_input_embeddings().weight.device
+    ids = torch.arange(4, device=device)[None]
+    with evaluating(model):  # dropout would draw from the random numbers of the run
+        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        return logits
+
+
+def _ramp(output: Tensor) -> Tensor:
+    """Returns ``[V]`` values of both signs, from 0.01 to 1000 in equal ratios."""
+    count = output.shape[-1]
+    sizes = torch.logspace(-2, 3, count, dtype=torch.float64, device=output.device)
+    signs = torch.ones_like(sizes)
+    signs[::2] = -1
+    return (sizes * signs).to(output.dtype)
+
+
+def _candidates(config: Any) -> Iterator[tuple[float, float | None]]:
+    """Yields every scale and soft-cap that the config could mean; a factor multiplies or divides."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    factors = [float(value) for name in _FACTORS if (value := getattr(text, name, None))]
+    caps = [float(value) for name in _CAPS if (value := getattr(text, name, None))]
+    scales = [1.0, *factors, *(1 / factor for factor in factors)]
+    yield from product(scales, [None, *caps])
+
+
+def _close(ours: Tensor, theirs: Tensor, ramp: int | None = None) -> bool:
+    """Returns whether both agree, relative to the largest value; row ``ramp`` relative to each single value."""
+    tolerance = max(1e-5, 4 * torch.finfo(theirs.dtype).eps)
+    ours, theirs = ours.double(), theirs.double()
+    size = ours.abs().amax(-1, keepdim=True).expand_as(ours).clone()
+    if ramp is not None:
+        size[ramp] = ours[ramp].abs()
+    return bool(((ours - theirs).abs() <= tolerance * size).all())
+
+
+@contextmanager
+def _replaced_head(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Within it the LM head of ``model`` is ``compute``; its outputs go to the list, and the model gets no logits."""
+    module, taken = unwrap(model).get_output_embeddings(), []
+    # accelerate's dispatch puts its own forward around the module's, and calls that by this name
+    name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+    before = vars(module).get(name)
+
+    def take(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        taken.append(output)
+        return output[..., :0]
+
+    handle = module.register_forward_hook(take)  # the last: after those that gather weights for the backward
+    setattr(module, name, compute)
+    try:
+        yield taken
+    finally:
+        delattr(module, name) if before is None else setattr(module, name, before)
+        handle.remove()
+
+
+def _at_positions(
+    model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, compute: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Any]:
+    """Returns ``compute`` of the final hidden states ``[M, D]`` at positions, and the model's output."""
+
+    def select(hidden: Tensor) -> Tensor:
+        return compute(hidden.reshape(-1, hidden.shape[-1])[positions]).unsqueeze(0)
+
+    with _replaced_head(model, select) as taken:
+        output = model(**inputs, use_cache=False)
+    if len(taken) != 1:
+        raise ValueError(f"{type(unwrap(model)).__name__} called its LM head {len(taken)} times, not once")
+    return taken[0].squeeze(0), output
+
+
+def hidden_positions(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+    """Returns the hidden states ``[M, D]`` that the LM head would be given at positions; no logits are made."""
+    return _at_positions(model, inputs, positions, lambda hidden: hidden)[0]
+
+
+def score_positions(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: Tensor,
+    target: Tensor,
+    head: Head,
+    *,
+    ref_hidden: Tensor | None = None,
+    ref_head: Head | None = None,
+    want_kl: bool = False,
+    want_second_moment: bool = False,
+    row_chunk: int = ROW_CHUNK,
+    vocab_chunk: int = VOCAB_CHUNK,
+) -> tuple[dict[str, Tensor], Any]:
+    """Scores positions inside the model's own forward; see ``chunked_scores`` for the values and the last arguments.
+
+    Args:
+        model: the model, wrapped as it is trained. inputs: what its forward is given (ids, masks, position ids).
+        positions: ``[M]`` indices into the flattened hidden states. target: ``[M]`` the tokens predicted there.
+        head: ``head_of(model)``.
+
+    Returns:
+        name -> ``[M]``, and the model's output, whose logits are empty.
+    """
+    names: list[str] = []
+
+    def compute(hidden: Tensor) -> Tensor:
+        values = chunked_scores(
+            hidden,
+            target,
+            head,
+            ref_hidden=ref_hidden,
+            ref_head=ref_head,
+            want_kl=want_kl,
+            want_second_moment=want_second_moment,
+            row_chunk=row_chunk,
+            vocab_chunk=vocab_chunk,
+        )
+        names.extend(values)
+        return torch.stack(list(values.values()), -1)
+
+    values, output = _at_positions(model, inputs, positions, compute)
+    return dict(zip(names, values.unbind(-1), strict=True)), output

@@ -1,0 +1,100 @@
+"""Scores of a micro-batch to the batch of rows that a loss is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from alignlab.data import PROMPT
+from alignlab.losses import Labelled, LossOutput, Needs, Pairs, Scored
+from alignlab.reference import REFERENCE
+
+T = TypeVar("T")
+
+
+@dataclass
+class FrozenScores:
+    """What frozen models say of a micro-batch: scorer name -> ``[F, N, T]`` float32, mismatched completions apart."""
+
+    completions: dict[str, Tensor] = field(default_factory=dict)
+    mismatched: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _scored(
+    index: int, layout: Mapping[str, Any], policy: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
+) -> Scored:
+    """Returns field ``index`` of a scored layout."""
+    scored = Scored(policy["logps"][index], layout["mask"][index])
+    scored.kl = policy["kl"][index] if "kl" in policy else None
+    scored.second_moment = policy["second_moment"][index] if "second_moment" in policy else None
+    scored.ref_logps = frozen[REFERENCE][index] if REFERENCE in frozen else None
+    scored.scorers = {name: values[index] for name, values in frozen.items() if name != REFERENCE}
+    return scored
+
+
+def loss_batch(
+    batch: Mapping[str, Any],
+    needs: Needs,
+    policy: Mapping[str, Tensor],
+    frozen: FrozenScores,
+    mismatched: Mapping[str, Tensor] | None = None,
+) -> Pairs | Labelled:
+    """Returns what a loss is given: the rows of a micro-batch that count, fillers left out.
+
+    Args:
+        policy: scores of ``batch["completions"]`` under the policy (``scoring.score``).
+        mismatched: scores of ``batch["mismatched"]`` under the policy.
+    """
+    layout, columns = batch["completions"], batch["columns"]
+    scored = {
+        name: _scored(index, layout, policy, frozen.completions)
+        for index, name in enumerate(layout["fields"])
+        if name != PROMPT
+    }
+    if PROMPT in layout["fields"]:
+        index = layout["fields"].index(PROMPT)
+        for one in scored.values():
+            one.prompt_logps, one.prompt_mask = policy["logps"][index], layout["mask"][index]
+    if "rewards" in columns:
+        for one, rewards in zip(scored.values(), columns["rewards"], strict=False):
+            one.rewards = rewards
+    shared = {name: columns.get(name) for name in ("group", "weight")}
+    if needs.data == "labelled":
+        other = None
+        if mismatched is not None:
+            other = _scored(0, batch["mismatched"], mismatched, frozen.mismatched)
+        result: Pairs | Labelled = Labelled(scored["completion"], columns["label"], mismatched=other, **shared)
+    else:
+        numbers = {name: columns.get(name) for name in ("margin", "score_chosen", "score_rejected")}
+        rejected = scored.get("rejected") or _without_tokens(scored["chosen"])
+        result = Pairs(scored["chosen"], rejected, gold=scored.get("gold"), **shared, **numbers)
+    return result if bool(batch["real"].all()) else take_rows(result, batch["real"])
+
+
+def _without_tokens(like: Scored) -> Scored:
+    """Returns completions of the same rows that have no tokens: what was not scored."""
+    return Scored(like.logps[:, :0].detach(), like.mask[:, :0])
+
+
+def take_rows(value: T, rows: Tensor) -> T:
+    """Returns ``value`` (a tensor, or a dataclass or mapping of tensors) with the rows where ``rows`` is True."""
+    if isinstance(value, Tensor):
+        return value[rows]  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {name: take_rows(item, rows) for name, item in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: take_rows(getattr(value, f.name), rows) for f in fields(value)})
+    return value
+
+
+def contributions(output: LossOutput, batch: Pairs | Labelled) -> Tensor:
+    """Returns what each row adds to the objective before it is divided by the step's number of rows: w_i * loss_i."""
+    return output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss.dtype)
+
+
+def any_logps(batch: Pairs | Labelled) -> Tensor:
+    """Returns log-probabilities that keep the micro-batch's graph, also where no row counts."""
+    return batch.completions.logps if isinstance(batch, Labelled) else batch.chosen.logps

@@ -1,0 +1,130 @@
+"""The part of the trainer that saves and resumes: checkpoints whole or not at all, one run a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from alignlab.checkpoints import EarlyStop, check, newest_good, only_run_in, rotate, written_aside
+from alignlab.config import PreferenceConfig, duration
+from alignlab.runtime import gathered, zero_stage
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A ``transformers.Trainer`` with checkpoints that are complete, checked, or not there."""
+
+    args: PreferenceConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.early_stop = EarlyStop(duration("max_wall_time", self.args.max_wall_time))
+        self.add_callback(self.early_stop)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains, alone in its output folder.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; or "auto": the newest in the output folder whose files are what was
+                written, or a fresh start where there is none; or True: the same, but there must be one.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or another run is writing to the folder.
+        """
+        folder = Path(self._get_output_dir(trial))
+        with only_run_in(folder):
+            checkpoint = self._checked(resume_from_checkpoint, folder)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _checked(self, asked: str | bool | None, folder: Path) -> str | None:
+        """Returns the checkpoint to resume from, every file of it checked."""
+        if not asked:
+            return None
+        trust = self.args.trust_checkpoint
+        if asked is True or asked == "auto":
+            found = newest_good(folder, trust)
+            if found is None and asked is True:
+                raise ValueError(f"resume_from_checkpoint: {folder} holds no checkpoint that can be resumed")
+            return None if found is None else str(found)
+        check(Path(asked), trust)
+        return asked
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains nothing where the checkpoint was of the last step: the stock loop would take one step too many."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes what the stock method writes, aside; all ranks take part."""
+        run_folder, step = Path(self._get_output_dir(trial)), self.state.global_step
+        self._refuse_broken_weights()
+        if trial is None:
+            self.store_flos()
+        final = run_folder / f"checkpoint-{step}"
+        complete = not self.args.save_only_model
+        with written_aside(final, zero_stage(self.args.deepspeed), complete) as aside:
+            self.save_model(str(aside), _internal_call=True)
+            if complete:
+                self._save_optimizer_and_scheduler(str(aside))
+                self._save_scaler(str(aside))
+                self._save_rng_state(str(aside))
+            if self.state.best_global_step:
+                best = run_folder / f"checkpoint-{self.state.best_global_step}"
+                if best == final or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.stateful_callbacks = self._callback_states()
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            best_name = Path(self.state.best_model_checkpoint or final).name
+            rotate(run_folder, self.args.save_total_limit, {final.name, best_name})
+
+    def _callback_states(self) -> dict[str, Any]:
+        """Returns what callbacks want to be saved, by class; a list where a class has several."""
+        states: dict[str, list[Any]] = {}
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                states.setdefault(type(one).__name__, []).append(one.state())
+        return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops before a gradient that is not a number gets into the weights; the losses may not show it yet."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        engine_judges = self.is_deepspeed_enabled or self.accelerator.scaler is not None  # these skip a bad step
+        if not engine_judges and norm is not None and not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"the gradient of step {self.state.global_step + 1} is not finite, though the loss of every row is; "
+                "the weights are as they were"
+            )
+        return norm
+
+    def _refuse_broken_weights(self) -> None:
+        """Raises FloatingPointError, on all ranks, if a trained weight is not a number."""
+        broken = [name for found in gathered(list(self._broken_weights())) for name in found]
+        if broken:
+            raise FloatingPointError(
+                f"after step {self.state.global_step} {len(broken)} trained weights are not finite, first {broken[0]}; "
+                "no checkpoint is made of them, and those that are there are kept"
+            )
+
+    def _broken_weights(self) -> Iterator[str]:
+        for name, weight in self.model.named_parameters():
+            mine = getattr(weight, "ds_tensor", weight)  # under ZeRO-3 this rank's part
+            if weight.requires_grad and mine.is_floating_point() and not bool(torch.isfinite(mine.detach()).all()):
+                yield name

@@ -1,0 +1,147 @@
+"""The data of a run: tokenised sets, and what the loss is told of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.config import PreferenceConfig
+from alignlab.data import DataOptions, hold_out, prepare
+from alignlab.losses import Facts, Needs
+
+logger = logging.getLogger(__name__)
+DataSource = Any  # a path, a list of paths or mappings, a datasets.Dataset, or rows
+
+
+class TrainingData:
+    """Training and evaluation sets as the loss wants them.
+
+    Attributes:
+        train: tokenised ``datasets.Dataset``, or None.
+        evaluation: one set, name -> set, or None.
+        reports: what reading each set found, by set name.
+        groups: names of the groups, of training first, in the order of the group indices.
+        facts: what the loss is told.
+        fields: the completions of a row that are scored.
+
+    Raises:
+        ValueError: for bad rows, or a group in evaluation that a loss which weighs groups never trained on.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        args: PreferenceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        train: DataSource | None,
+        evaluation: DataSource | Mapping[str, DataSource] | int | None,
+    ) -> None:
+        self.needs, self.args, self.tokenizer = needs, args, tokenizer
+        self.reports: dict[str, Any] = {}
+        self._sources: dict[str, DataSource] = {}
+        self.train = None if train is None else self._prepared(train, "train")
+        if isinstance(evaluation, int):
+            if self.train is None:
+                raise ValueError("eval_rows are held out of the training data, and there is none")
+            self.train, self.evaluation = hold_out(self.train, evaluation)
+        else:
+            self.evaluation = None if evaluation is None else self.prepared_sets(evaluation)
+        self.facts = self._facts()
+        self.groups = self._groups()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The completions of a row that are scored, as the dataset's columns name them."""
+        if self.needs.data == "labelled":
+            return ("completion", "mismatched") if self.needs.mismatched else ("completion",)
+        return ("chosen", "rejected", "gold") if self.needs.gold else ("chosen", "rejected")
+
+    def evaluations(self) -> list[Any]:
+        """Returns the evaluation sets."""
+        if isinstance(self.evaluation, Mapping):
+            return list(self.evaluation.values())
+        return [] if self.evaluation is None else [self.evaluation]
+
+    def is_known(self, dataset: Any) -> bool:
+        """True for a set of this run, or its name."""
+        if isinstance(dataset, str):
+            return isinstance(self.evaluation, Mapping) and dataset in self.evaluation
+        return any(dataset is one for one in (self.evaluation, *self.evaluations()))
+
+    def source_of(self, dataset: Any) -> DataSource | None:
+        """Returns what a set of this run, or a part of it, was read from; None for one that came tokenised."""
+        return self._sources.get(dataset.info.description)
+
+    def prepared_sets(self, source: DataSource | Mapping[str, DataSource]) -> Any:
+        """Returns an evaluation source tokenised: one set, or name -> set."""
+        if isinstance(source, Mapping):
+            return {name: self._prepared(one, f"eval_{name}") for name, one in source.items()}
+        return self._prepared(source, "eval")
+
+    def _prepared(self, source: DataSource, name: str) -> Any:
+        """Returns a tokenised dataset; one that is tokenised already is taken as it is."""
+        if "prompt_ids" in (getattr(source, "column_names", None) or ()):
+            return source
+        args, needs = self.args, self.needs
+        options = DataOptions(
+            kind=needs.data,
+            mismatched=needs.mismatched,
+            gold=needs.gold,
+            columns=needs.columns,
+            rewards=needs.rewards,
+            reward_names=tuple(args.reward_names or ()),
+            default_label=args.default_label,
+            chat_template_kwargs=args.chat_template_kwargs or {},
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            on_bad_row=args.on_bad_row,
+            rejected_rows=self._rejected_rows(name),
+        )
+        prepared = prepare(
+            source, self.tokenizer, options, args.seed, progress=args.should_save and not args.disable_tqdm
+        )
+        self.reports[name] = prepared.report
+        # The description stays with the rows wherever they are held out, selected or formatted.
+        prepared.dataset.info.description = f"{name} {len(self._sources)}"
+        self._sources[prepared.dataset.info.description] = source
+        if args.should_save:
+            touched = prepared.report.rows_rejected or prepared.report.rows_truncated
+            logger.log(logging.WARNING if touched else logging.INFO, "%s data: %s", name, prepared.report.summary())
+        return prepared.dataset
+
+    def _rejected_rows(self, name: str) -> Path | None:
+        """Returns where the bad rows of a set are written: a file for each, on the main rank."""
+        file = "rejected_rows.jsonl" if name == "train" else f"rejected_rows_{name}.jsonl"
+        return Path(self.args.output_dir) / file if self.args.should_save else None
+
+    def _facts(self) -> Facts:
+        if self.train is None:
+            return Facts(0)
+        columns = self.train.column_names
+        groups = Counter(self.train["group"]) if "group" in columns else {}
+        labels = list(self.train["label"]) if "label" in columns else []
+        desirable = sum(map(bool, labels))
+        counts = len(self.train), dict(sorted(groups.items())), desirable, len(labels) - desirable
+        return Facts(*counts, self._objectives(self.train))
+
+    def _objectives(self, train: Any) -> tuple[str, ...]:
+        """Returns the names of the explicit rewards that rows carry; numbers where the rows name none."""
+        column = next((name for name in ("rewards_chosen", "rewards") if name in train.column_names), None)
+        named: tuple[str, ...] = getattr(self.reports.get("train"), "reward_names", ())
+        if column is None or not self.needs.rewards:
+            return ()
+        return named or tuple(f"reward_{index}" for index in range(1, len(train[0][column]) + 1))
+
+    def _groups(self) -> tuple[str, ...]:
+        """Returns the names of the groups: those trained on, then those met in evaluation only."""
+        trained = tuple(self.facts.groups)
+        met = {name for one in self.evaluations() if "group" in one.column_names for name in one["group"]}
+        new = sorted(met - set(trained))
+        if new and self.train is not None and "group" in self.needs.columns:
+            raise ValueError(f"the evaluation data has groups that the training data lacks: {', '.join(new)}")
+        return (*trained, *new)

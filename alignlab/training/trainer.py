@@ -1,0 +1,388 @@
+"""The one trainer: any loss of the zoo, or one's own, over pairs or labelled completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput, set_seed
+from trl.trainer.utils import disable_dropout_in_model
+
+from alignlab import losses, models
+from alignlab.checkpoints import is_of_other_ranks, load_loss, load_universal, save_loss
+from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.data import PreferenceCollator, Rows, StepSampler, row_tokens
+from alignlab.evaluation import AnswerMetrics
+from alignlab.losses import Labelled, Loss
+from alignlab.reference import REFERENCE, ReferenceSync, check_sync, fill_caches, frozen_scorers
+from alignlab.runtime import check_engine, evaluating, set_matmul_precision
+from alignlab.scoring import choose_layout, router_of
+
+from .batch import any_logps
+from .guard import check_finite, check_reference
+from .resumable import ResumableTrainer
+from .row_metrics import Halves, MetricSums, halves, joined_margins, means, padding, row_metrics
+from .sets import DataSource, TrainingData
+from .step import PreferenceStep
+from .throughput import Throughput, peak_memory
+
+LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
+
+
+class PreferenceTrainer(ResumableTrainer):
+    """Trains a causal language model on preferences with any loss.
+
+    The objective of an optimiser step is ``sum_i w_i * loss_i / rows`` over all its rows, on all ranks and
+    micro-batches: 8 rows in one micro-batch, 8 accumulated ones, or 4 on each of two ranks are the same step.
+
+    Args:
+        model: the policy, or its path.
+        args: a ``PreferenceConfig``.
+        loss: a name, a mapping ``{"name": "dpo", "beta": 0.1}``, a ``losses.Loss``, or a function of the batch.
+        train_dataset, eval_dataset: rows in any format that ``alignlab.data`` reads; ``eval_dataset`` may map names
+            to several sets, and a number holds that many rows of ``train_dataset`` out. Give every set here: the
+            scores of a reference that is the policy itself are made now.
+        processing_class: the tokenizer; by default that of the model's path.
+        peft_config: a PEFT configuration; a new adapter is then trained in place of the model's weights.
+        ref_model: another reference model, or its path; by default the policy as it is before the first step.
+        model_options: how models that are given by path are loaded.
+        kwargs: passed on to ``transformers.Trainer`` (callbacks, optimizers, ...).
+
+    Raises:
+        ValueError: for data, options or combinations that cannot be trained on, before anything is trained.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimiser step
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: PreferenceConfig,
+        loss: LossLike = "dpo",
+        train_dataset: DataSource | None = None,
+        eval_dataset: DataSource | Mapping[str, DataSource] | int | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any | None = None,
+        ref_model: nn.Module | str | None = None,
+        model_options: ModelOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = model_options or ModelOptions(name_or_path=model if isinstance(model, str) else _path_of(model))
+        self.loss = losses.from_function(loss) if _is_function(loss) else losses.build(loss)  # type: ignore[arg-type]
+        tokenizer = processing_class or models.load_tokenizer(options)
+        self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
+        self.loss.bind(self.data.facts)
+        policy = models.load_model(options) if isinstance(model, str) else model
+        models.guard_quantised(policy)
+        if peft_config is not None:
+            set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
+            policy = models.add_adapter(policy, peft_config)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=list,
+            train_dataset=self.data.train,
+            eval_dataset=self.data.evaluation,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.loss.to(args.device)
+        if args.float32_matmul_precision is not None:
+            set_matmul_precision(args.float32_matmul_precision, args.device)
+        other = ref_model if ref_model is not None else args.ref_model_name_or_path
+        self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
+        self._sync = self._reference_sync()
+        self._fill_caches([self.data.train, *self.data.evaluations()])
+        live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
+        self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
+        self._answers = AnswerMetrics(
+            policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
+        )
+        self._sums, self._guard_pending = MetricSums(), False
+        self._throughput = Throughput()
+        self._step = PreferenceStep(
+            self.loss,
+            self.frozen,
+            args.device,
+            self._autocast,
+            self._over_ranks,
+            args.world_size,
+            use_previous_totals=args.coupled_totals == "previous_step",
+            router=router_of(policy, args.router_aux_loss_coef),
+        )
+
+    # ---- what the trainer is made of -------------------------------------------------------------------------------
+
+    def _reference_sync(self) -> ReferenceSync | None:
+        """Returns what moves the reference, as a callback of this run, if it is to move."""
+        args = self.args
+        if not args.sync_ref_model:
+            return None
+        check_sync(args.deepspeed, args.fsdp)
+        reference = self.frozen[REFERENCE].model
+        sync = ReferenceSync(self.model, reference, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
+        self.add_callback(sync)
+        return sync
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Every forward runs in the trainer's mixed precision, the frozen models' too."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value
+
+    def _compute_dtype(self) -> str:
+        mixed = self.accelerator.mixed_precision
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.") if mixed == "no" else str(mixed)
+
+    def _fill_caches(self, datasets: list[Any]) -> None:
+        """Scores, with every cached frozen model, what the cache lacks of these datasets."""
+        wanted = [(one.with_format("numpy"), self.data.fields) for one in datasets if one is not None]
+        pad = models.pad_token_id(self.processing_class)
+        fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
+
+    def _scored_fields(self, *, training: bool) -> tuple[str, ...]:
+        """Returns the completions of a row that the loss is given; evaluation measures the rejected one in any case."""
+        needless = {"mismatched"} | ({"rejected"} if training and not self.loss.needs.rejected else set())
+        return tuple(field for field in self.data.fields if field not in needless)
+
+    def _dataloader(self, dataset: Any, sampler: StepSampler, *, training: bool = True) -> DataLoader[Any]:
+        args, needs = self.args, self.loss.needs
+        collator = PreferenceCollator(
+            self._scored_fields(training=training),
+            models.pad_token_id(self.processing_class),
+            mismatched=needs.mismatched,
+            score_prompt=needs.prompt_logps,
+            rewards=needs.rewards > 0,
+            groups=self.data.groups,
+            readers={name: one.reader() for name, one in self.frozen.items() if one.cached},
+            mode=self.layout,
+            hidden=next((one.reader(1) for one in self.frozen.values() if one.cached and one.hidden), None),
+        )
+        return DataLoader(
+            Rows(dataset.with_format("numpy")),  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns this rank's micro-batches; which rows meet in a step depends on seed and epoch alone."""
+        args = self.args
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        sampler = StepSampler(
+            len(self.train_dataset),
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle=args.train_sampling_strategy != "sequential",
+            drop_last=args.dataloader_drop_last,
+            tokens=row_tokens(self.train_dataset, self._scored_fields(training=True)),
+            length_window=args.length_window,
+        )
+        return self._dataloader(self.train_dataset, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any | None = None) -> DataLoader[Any]:
+        """Returns this rank's part of an evaluation set; rows that will be padded are sorted by length."""
+        args = self.args
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        batch = args.per_device_eval_batch_size
+        by_length: dict[str, Any] = {}
+        if self.layout == "padded" and self.loss.needs.coupled != "micro_batch":
+            by_length = {
+                "tokens": row_tokens(dataset, self._scored_fields(training=False)),
+                "length_window": len(dataset),
+            }
+        ranks = {"world": args.world_size, "rank": args.process_index}
+        sampler = StepSampler(len(dataset), batch, shuffle=False, **ranks, **by_length)
+        return self._dataloader(dataset, sampler, training=False)
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
+        native = None if converts else resume_from_checkpoint
+        result = super()._prepare_for_training(max_steps, train_dataloader, native)
+        asked = self.args
+        check_engine(self.model_wrapped, asked.deepspeed, asked.world_size, fsdp=bool(asked.fsdp))
+        for one in self.frozen.values():
+            one.model.policy_is_trained()
+        if converts and resume_from_checkpoint is not None:
+            strict = not models.is_peft(self.model)
+            load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(self.args.output_dir), strict=strict)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            load_loss(self.loss, Path(resume_from_checkpoint), self.data.facts.groups)
+            if self._sync is not None:
+                self._sync.load(Path(resume_from_checkpoint))
+        self._guard_pending = resume_from_checkpoint is None and REFERENCE in self.frozen
+        self._throughput.start()
+        return result
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Takes the micro-batches of one optimiser step; returns them and the number of rows over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.loss.train()
+        self.model_wrapped.train()
+        return batches, self._step.begin(self.model_wrapped, batches)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Returns this micro-batch's part of the step's objective."""
+        part, batch, output = self._step.forward(model, inputs)
+        rows = inputs["row"][inputs["real"]]
+        if self._guard_pending:
+            self._check_reference(batch, rows)
+        if output is not None:
+            check_finite(output.loss, rows, self.train_dataset)
+            self._sums.add(row_metrics(output, batch, self.data.groups) | padding(inputs["completions"]))
+        return (part, output) if return_outputs else part
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Runs forward and backward of one micro-batch, then moves the loss's state where a step is complete."""
+        result: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step.finish(last=self.accelerator.sync_gradients)
+        self._guard_pending = self._guard_pending and not self.accelerator.sync_gradients
+        return result
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves a batch as it is: the stock method would round scores to the engine's half precision."""
+        return send_to_device(data, self.args.device)
+
+    def _check_reference(self, batch: Any, rows: Tensor) -> None:
+        """Holds the policy against its reference before the first step."""
+        tolerance = self.args.reference_tolerance
+        if tolerance is None:
+            tolerance = 1e-3 if self._compute_dtype() in ("float32", "float64") else 0.1
+        check_reference(
+            batch,
+            rows,
+            self.train_dataset,
+            tolerance=tolerance,
+            from_policy=self.frozen[REFERENCE].model.from_policy,
+            stop=not self.args.allow_reference_mismatch,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics since the last log to a training log, reduced over ranks once."""
+        if "loss" in logs:
+            parts, peaks = zip(*gather_object([(self._sums.drain(), peak_memory())]), strict=True)
+            logs |= {name: value for name, value in means(list(parts)).items() if name != "objective"}
+            logs |= self._throughput.lap(parts) | {"memory/peak_gb": max(peaks)}
+        super().log(logs, start_time)
+
+    def _reduced(self, sums: MetricSums) -> dict[str, float]:
+        return means(gather_object([sums.drain()]))
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_loss(self.loss, Path(output_dir), self.data.facts.groups)
+            if self._sync is not None:
+                self._sync.save(Path(output_dir))
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: DataSource | Mapping[str, DataSource] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluates on every evaluation set, on one of them by name, or on rows given now; returns the metrics."""
+        if eval_dataset is not None and not self.data.is_known(eval_dataset):
+            eval_dataset = self.data.prepared_sets(eval_dataset)
+            self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
+        with self._throughput.stopped():
+            result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluates a whole set as if it were one optimiser step.
+
+        Totals are summed over the set before any loss, so that no metric depends on batch size or number of ranks;
+        fillers count for nothing. A labelled loss on split pairs gets the pairs' margins and accuracy as well.
+        """
+        model, needs = self.model_wrapped, self.loss.needs
+        sums, parts, rows = MetricSums(), [], 0
+        self.loss.eval()
+        with evaluating(model):
+            totals = None
+            if needs.coupled == "step" and needs.totals_in_evaluation:
+                totals = self._step.totals(model, self._progress(dataloader, f"{description}: totals"))
+            for inputs in self._progress(dataloader, description):
+                inputs = self._prepare_inputs(inputs)
+                batch = self._step.scored(model, inputs, mismatched=needs.mismatched and totals is None)
+                if not len(any_logps(batch)):
+                    continue
+                output = self.loss(batch, totals)
+                sums.add(row_metrics(output, batch, self.data.groups))
+                rows += len(batch)
+                if isinstance(batch, Labelled) and output.rewards is not None:
+                    parts.append(halves(output, batch, inputs["columns"]["pair"][inputs["real"]]))
+        self.loss.train()
+        gathered: list[Halves] = gather_object(parts)
+        if self.is_world_process_zero():
+            sums.add(joined_margins(gathered, self.data.groups))
+        metrics = self._reduced(sums)
+        metrics["loss"] = metrics.pop("objective", float("nan"))
+        metrics |= self._answers(model, dataloader.dataset)
+        count = sum(gather_object([rows]))
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)
+
+    def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
+        return tqdm(
+            dataloader,
+            desc=description,
+            leave=False,
+            disable=self.args.disable_tqdm or not self.is_world_process_zero(),
+        )
+
+
+def _path_of(model: nn.Module) -> str:
+    """Returns where a model in memory came from, which is where its tokenizer is."""
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
+def _is_function(loss: Any) -> bool:
+    return callable(loss) and not isinstance(loss, nn.Module)

@@ -1,0 +1,221 @@
+"""The planner: what it counts is what tensors take, its arithmetic is ZeRO's, and real runs take what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, Gemma2Config, MixtralConfig
+
+from alignlab.cli import main
+from alignlab.config.run import RunConfig, load_config
+from alignlab.planner.memory import Lengths, Zero, estimate, plan
+from alignlab.planner.trace import MemoryTrace, StepShape, trace_step
+
+ROOT = Path(__file__).resolve().parents[3]
+# Embedding and head 300 x 32 each; of two layers: q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms; a last norm.
+PARAMETERS = 2 * 300 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
+
+
+@pytest.fixture
+def config(model_path: Path, tmp_path: Path) -> Any:
+    """Loads the tiny run with overrides."""
+    values = {
+        "loss": {"name": "dpo"},
+        "model": {"name_or_path": str(model_path)},
+        "data": {"train": "nowhere.jsonl"},
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "max_length": 64,
+    }
+
+    def load(*words: str) -> RunConfig:
+        return load_config(values, list(words))
+
+    return load
+
+
+def parts(config: RunConfig, gpus: int = 1) -> dict[str, float]:
+    return estimate(config, gpus, Lengths.of(config), framework=0.0).gpu
+
+
+def test_trace_counts_a_storage_once_and_until_nothing_refers_to_it() -> None:
+    """Two tensors of 400 bytes at a time, then one, then a view, which takes nothing: the peak is 800."""
+    with FakeTensorMode(), MemoryTrace() as trace:
+        first = torch.zeros(100)
+        second = first + 1
+        del first
+        view = second.view(10, 10)
+        assert trace.now.total() == 400
+        del second
+        assert trace.now.total() == 400
+        del view
+        assert trace.now.total() == 0
+    assert sum(trace.peak.values()) == 800
+
+
+def test_trace_of_a_shared_kind_counts_this_ranks_part() -> None:
+    with FakeTensorMode(), MemoryTrace({"weights": 0.25}) as trace:
+        with trace.making("weights"):
+            weight = torch.zeros(100)
+        other = torch.zeros(50)
+        trace.rename(other, "gradients")
+        del weight
+    assert trace.peak == {"weights": 100, "activations": 200}
+    assert trace.now["gradients"] == 200
+
+
+def test_backward_keeps_inputs_and_makes_gradients(model_path: Path) -> None:
+    """At the end of the backward all gradients stand beside all weights: the peak is at least both."""
+    traced = trace_step(AutoConfig.from_pretrained(model_path), StepShape(prompt=1, completion=1))
+    assert traced.total == traced.trained == PARAMETERS
+    assert traced.weights == pytest.approx(4 * PARAMETERS, rel=0.001)  # and the rotary frequencies
+    assert sum(traced.peak.values()) >= 8 * PARAMETERS
+
+
+def test_activations_grow_with_tokens_and_not_with_layers_under_checkpointing(model_path: Path) -> None:
+    architecture = AutoConfig.from_pretrained(model_path)
+    architecture.num_hidden_layers = 8
+
+    def activations(**changes: Any) -> float:
+        shape = StepShape(**{"prompt": 256, "completion": 256, **changes})
+        return trace_step(architecture, shape).peak["activations"]
+
+    one, two = activations(pairs=1), activations(pairs=2)
+    assert two == pytest.approx(2 * one, rel=0.05)
+    assert activations(checkpointing=True) < one / 3
+
+
+def test_four_bit_weights_take_half_a_byte_and_their_scales(config: Any) -> None:
+    """The layers' matrices: half a byte and 1 + 4/256 bytes for each 64; embedding, head and norms stay float32."""
+    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    found = parts(config("--model.load_in_4bit", "true", "--peft.r", "4", "--peft.target_modules", "[q_proj]"))
+    adapter = 2 * 4 * (32 + 32) * 4
+    rest = 4 * (PARAMETERS - matrices)
+    assert found["weights"] == pytest.approx(matrices * (0.5 + (1 + 4 / 256) / 64) + rest + adapter, rel=0.002)
+    assert found["optimiser"] == 2 * adapter
+    lengths = Lengths(32, 32)
+    words = ["--model.load_in_4bit", "true", "--peft.r", "4", "--peft.target_modules", "[q_proj]"]
+    assert estimate(config(*words), 1, lengths).total == PARAMETERS + adapter // 4
+
+
+def test_models_that_packed_rows_cannot_take_are_planned_in_padded_ones() -> None:
+    """Gemma 2 caps its attention scores: each of two completions carries its prompt, and the scores are kept."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    architecture = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    one, two = (
+        trace_step(architecture, StepShape(prompt=tokens, completion=tokens)).peak["activations"]
+        for tokens in (256, 512)
+    )
+    assert two > 3 * one  # more than twice: scores grow with the square of the length
+
+
+def test_a_mixture_of_experts_is_planned_where_its_kernel_has_rules_and_refused_where_not() -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    architecture = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    found = trace_step(architecture, StepShape(torch.bfloat16, prompt=8, completion=8))
+    assert found.total == 2 * 300 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 4 * 3 * 32 * 64 + 4 * 32 + 3 * 32
+    with pytest.raises(ValueError, match=r"a mixtral model in torch.float32 cannot be planned"):
+        trace_step(architecture, StepShape(prompt=8, completion=8))
+
+
+def test_zero_divides_what_its_stage_says(config: Any) -> None:
+    """float32 on four ranks. Stage 1 and 2: 12 bytes a parameter of states; stage 3 also the weights."""
+    plain = parts(config())
+    assert plain["optimiser"] == 8 * PARAMETERS
+    assert plain["communication"] == 0
+    assert parts(config(), 4)["communication"] == 4 * PARAMETERS  # DDP's buckets
+    for stage, weights in (("zero1.json", 1.0), ("zero2.json", 1.0), ("zero3.json", 0.25)):
+        found = parts(config("--deepspeed", stage), 4)
+        assert found["optimiser"] == 12 * PARAMETERS / 4, stage
+        assert found["weights"] == pytest.approx(plain["weights"] * weights), stage
+    offloaded = estimate(config("--deepspeed", "zero3_offload.json"), 4, Lengths(32, 32))
+    assert offloaded.gpu["optimiser"] == offloaded.gpu["weights"] == 0
+    assert offloaded.host == pytest.approx((12 + 4 + 4) * PARAMETERS / 4, rel=0.001)
+
+
+def test_bfloat16_under_zero_halves_weights_and_keeps_float32_ones_with_the_states(config: Any) -> None:
+    found = parts(config("--deepspeed", "zero2.json", "--bf16", "true"), 2)
+    assert found["weights"] == pytest.approx(2 * PARAMETERS, rel=0.002)
+    assert found["optimiser"] == 12 * PARAMETERS / 2
+
+
+def test_the_reference_takes_weights_only_where_it_is_live_and_its_own(config: Any) -> None:
+    assert parts(config())["reference"] == 0
+    live = parts(config("--reference", "live"))
+    assert live["reference"] == pytest.approx(4 * PARAMETERS, rel=0.001)
+    assert parts(config("--loss.name", "tdpo"))["reference"] == live["reference"]
+    assert parts(config("--reference", "live", "--peft.r", "4"))["reference"] == 0
+
+
+def test_the_cache_takes_four_bytes_a_token_and_the_hidden_states_where_it_keeps_them(config: Any) -> None:
+    """1000 rows of two completions of 32 tokens; 32 wide hidden states in bfloat16."""
+    lengths = Lengths(32, 32)
+    assert estimate(config(), 1, lengths).cache == 1000 * 2 * 32 * 4
+    assert estimate(config("--loss.name", "tdpo"), 1, lengths).cache == 0
+    hidden = ["--loss.name", "tdpo", "--reference", "cached", "--reference_hidden_dtype", "bfloat16"]
+    assert estimate(config(*hidden), 1, lengths).cache == 1000 * 2 * 32 * (4 + 2 * 32)
+    assert estimate(config("--loss.name", "simpo"), 1, lengths).cache == 0
+
+
+def test_engine_settings_are_read_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 100}}')
+    assert Zero.read(str(tmp_path / "zero.json"), 8) == Zero(2, bucket=100)
+    assert Zero.read({"zero_optimization": {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto"}}, 8) == (
+        Zero(3, bucket=128)
+    )
+    assert Zero.read(None, 8) == Zero()
+
+
+def test_changes_are_tried_until_one_fits(config: Any) -> None:
+    """What fits just with a smaller batch is found there; what never fits lists every change."""
+    assert plan(config(), gpu_memory=80).fits
+    everything = plan(config(), gpus=2, gpu_memory=0.1)
+    assert not everything.fits
+    assert not any(change.fits for change in everything.changes)
+    words = [" ".join(change.words) for change in everything.changes]
+    assert words[0] == "--gradient_checkpointing true"
+    assert words[1].endswith("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+    assert words[2].endswith("--per_device_train_batch_size 1 --gradient_accumulation_steps 4")
+    assert [one.split()[-1] for one in words[3:]] == ["zero2.json", "zero3.json", "zero3_offload.json", "16", "true"]
+    assert words[-1].endswith("--peft.r 16 --model.load_in_4bit true")
+    between = (everything.changes[1].peak + everything.changes[2].peak) / 2e9
+    found = plan(config(), gpus=2, gpu_memory=between)
+    assert [change.fits for change in found.changes] == [False, False, True]
+
+
+def test_command_prints_a_table_or_json(config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(config().to_yaml())
+    assert main(["plan", str(tmp_path / "run.yaml"), "--gpus", "2", "--gpu-memory", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["tokens"] == 4 * (32 + 2 * 32)
+    assert found["estimate"]["total"] == PARAMETERS
+    assert found["peak"] == pytest.approx(sum(found["estimate"]["gpu"].values()))
+    assert main(["plan", str(tmp_path / "run.yaml"), "--gpu-memory", "0.5"]) == 1
+    assert "does not fit in 0.5 GB" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "run.yaml"), "--gpus", "0"]) == 2
+    assert "--gpus" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "run.yaml"), "--prompt-tokens", "64"]) == 0  # a completion of one token
+
+
+def test_a_real_run_of_more_than_100M_parameters_takes_what_was_planned(tmp_path: Path) -> None:
+    """The benchmark's case with gradient checkpointing, one pair a micro-batch; within 20 %."""
+    spec = importlib.util.spec_from_file_location("planner_benchmark", ROOT / "benchmarks" / "planner.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["planner_benchmark"] = benchmark
+    spec.loader.exec_module(benchmark)
+    (tmp_path / "case").mkdir()
+    case = benchmark.CASES["gradient checkpointing"]
+    path, lengths = benchmark.prepare(case, tmp_path / "case", pairs=1)
+    planned = benchmark.planned(path, case, lengths)
+    assert planned["parameters"] >= 100_000_000
+    assert planned["peak"] == pytest.approx(benchmark.measured(path, case)[0], rel=0.2)

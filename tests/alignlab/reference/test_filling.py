@@ -1,0 +1,97 @@
+"""The reference pass as processes live it: killed in the middle, two at once, a damaged shard found by the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARD = 8
+SCRIPT = """
+import logging, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from making import make_model, make_rows, make_tokenizer
+from alignlab import PreferenceConfig, PreferenceTrainer
+from alignlab.reference import filling as scoring_pass
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+folder, kill_after, pause = Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+scoring_pass.SHARD_ROWS = {shard}
+count, forward = 0, scoring_pass.CacheFiller._forward
+
+def counted(self, module, sequences, *rest):
+    global count
+    count += len(sequences)
+    if kill_after and count > kill_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(pause)
+    return forward(self, module, sequences, *rest)
+
+scoring_pass.CacheFiller._forward = counted
+args = PreferenceConfig(output_dir=str(folder / "run"), score_cache_dir=str(folder / "cache"), max_steps=3,
+    per_device_train_batch_size=4, precompute_ref_batch_size=4, learning_rate=1e-2, logging_steps=1,
+    save_strategy="no", disable_tqdm=True)
+run = PreferenceTrainer(make_model(), args, "dpo", make_rows(32), None, make_tokenizer())
+print("FORWARDS", run.frozen["reference"].forwards, flush=True)
+run.train()
+print("LOSSES", [entry["loss"] for entry in run.state.log_history if "loss" in entry], flush=True)
+""".replace("{shard}", str(SHARD))
+
+
+def start(folder: Path, kill_after: int = 0, pause: float = 0.0) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2]), str(folder), str(kill_after), str(pause)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def result(process: subprocess.Popen[str]) -> tuple[int, list[float], str]:
+    """Returns completions scored, losses and the log of a process that ended well."""
+    out, log = process.communicate(timeout=200)
+    assert process.returncode == 0, log[-3000:]
+    found = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in out.splitlines() if " " in line}
+    return int(found["FORWARDS"]), json.loads(found["LOSSES"]), log
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a run that scored everything itself."""
+    scored, losses, _ = result(start(tmp_path_factory.mktemp("fresh")))
+    assert scored == 64
+    return losses
+
+
+def test_a_kill_loses_at_most_one_shard(fresh: list[float], tmp_path: Path) -> None:
+    """Killed while completion 37 of 64 is scored: of 36 scored ones at most one shard of 8 is scored again."""
+    killed = start(tmp_path, kill_after=36)
+    killed.communicate(timeout=200)
+    assert killed.returncode == -signal.SIGKILL
+    scored, losses, _ = result(start(tmp_path))
+    assert 64 - 36 <= scored <= 64 - 36 + SHARD
+    assert losses == fresh
+
+
+def test_two_processes_on_one_cache_score_once(fresh: list[float], tmp_path: Path) -> None:
+    """Started together: one scores, the other waits for it and reads."""
+    both = [start(tmp_path, pause=0.2), start(tmp_path, pause=0.2)]
+    results = [result(process) for process in both]
+    assert sorted(scored for scored, _, _ in results) == [0, 64]
+    assert results[0][1] == results[1][1] == fresh
+
+
+def test_a_flipped_byte_is_named_and_rescored(fresh: list[float], tmp_path: Path) -> None:
+    """One byte of one shard: the shard is named in the log, its rows are scored again, the losses are the same."""
+    result(start(tmp_path))
+    shard = sorted((tmp_path / "cache").rglob("*.safetensors"))[2]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    scored, losses, log = result(start(tmp_path))
+    assert 0 < scored <= SHARD
+    assert shard.name in log
+    assert losses == fresh

@@ -1,0 +1,51 @@
+"""The keys of a config that reach the rows: labels by default, the order of rewards, options of the chat template."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import make_rows
+
+from alignlab import losses
+from alignlab.config.arguments import PreferenceConfig
+from alignlab.training.sets import TrainingData
+
+
+def data_of(loss: dict[str, Any], rows: list[Any], tokenizer: Any, folder: Path, **keys: Any) -> Any:
+    args = PreferenceConfig(output_dir=str(folder), disable_tqdm=True, **keys)
+    return TrainingData(losses.build(loss).needs, args, tokenizer, rows, None)
+
+
+def test_default_label(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in make_rows(4)]
+    with pytest.raises(ValueError, match="label"):
+        data_of({"name": "kto"}, rows, tokenizer, tmp_path)
+    found = data_of({"name": "kto"}, rows, tokenizer, tmp_path, default_label=True)
+    assert list(found.train["label"]) == [True] * 4
+
+
+def test_reward_names_order_the_objectives(tokenizer: Any, tmp_path: Path) -> None:
+    loss = {"name": "modpo", "weights": [0.5, 0.25, 0.25]}
+    rewards = {"rewards_chosen": {"short": 1.0, "kind": 2.0}, "rewards_rejected": {"short": 3.0, "kind": 4.0}}
+    rows = [{**row, **rewards} for row in make_rows(2)]
+    by_name = data_of(loss, rows, tokenizer, tmp_path)
+    assert by_name.train[0]["rewards_chosen"] == [2.0, 1.0]
+    assert by_name.facts.objectives == ("kind", "short")
+    as_told = data_of(loss, rows, tokenizer, tmp_path, reward_names=["short", "kind"])
+    assert as_told.train[0]["rewards_chosen"] == [1.0, 2.0]
+    assert as_told.facts.objectives == ("short", "kind")
+
+
+def test_chat_template_kwargs(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.chat_template = (
+        "{% if tone is defined %}{{ tone }} {% endif %}"
+        "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+    turn = [{"role": "user", "content": "hello"}]
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    prompts = {}
+    for name, keys in {"plain": {}, "kind": {"chat_template_kwargs": {"tone": "kindly"}}}.items():
+        row = data_of({"name": "dpo"}, [{"prompt": turn, **answers}], tokenizer, tmp_path, **keys).train[0]
+        prompts[name] = tokenizer.decode(row["prompt_ids"])
+    assert prompts["kind"].replace(" ", "") == "kindly" + prompts["plain"].replace(" ", "")
