@@ -5,7 +5,7 @@ Never here: a loss, a file, or a collective.
 
 from .chunked import Head
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
-from .head import head_of, hidden_positions
+from .head import LazyHead, head_of, hidden_positions
 from .packing import FLAT, UnsupportedModel, model_inputs
 from .probe import base_of, choose_layout
 from .router import Router, router_of
@@ -14,6 +14,7 @@ __all__ = [
     "FLAT",
     "Distributions",
     "Head",
+    "LazyHead",
     "Router",
     "UnsupportedModel",
     "base_of",

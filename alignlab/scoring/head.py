@@ -25,7 +25,7 @@ from alignlab.runtime import evaluating, unwrap
 
 from .chunked import ROW_CHUNK, VOCAB_CHUNK, Head, chunked_scores, worthwhile
 
-__all__ = ["Head", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
+__all__ = ["Head", "LazyHead", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,29 @@ def head_of(model: nn.Module) -> Head | None:
         return found
     _log_once(f"the LM head runs on whole logits, not in chunks: {found}")
     return None
+
+
+class LazyHead:
+    """The LM head of one model, proven when it is first asked for: where weights are sharded no earlier moment will do."""
+
+    def __init__(self) -> None:
+        self._head: Head | None = None
+        self.known = False
+
+    def of(self, model: nn.Module) -> Head | None:
+        """Returns ``head_of(model)``, worked out at the first call and kept."""
+        if not self.known:
+            self.keep(head_of(model))
+        return self._head
+
+    def keep(self, head: Head | None) -> None:
+        """Settles what the head is: a copy of it, or None, where chunks cannot be used."""
+        self._head, self.known = head, True
+
+    @property
+    def kept(self) -> Head | None:
+        """The head, if it is known and plain."""
+        return self._head
 
 
 @functools.cache
