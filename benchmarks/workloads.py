@@ -150,11 +150,11 @@ def machine() -> dict[str, Any]:
     """Returns what the figures were taken on."""
     import torch
 
-    from alignlab.runtime.environment import environment
+    from alignlab.runtime import describe_environment
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "trl")}
-    known = environment()
+    known = describe_environment()
     return {"device": device, "processors": known["processors"], "commit": known["commit"], **versions}
 
 

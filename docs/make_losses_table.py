@@ -6,7 +6,7 @@ from alignlab.cli.tables import losses_markdown
 from alignlab.losses import describe, names
 from alignlab.losses._names import AMBIGUOUS
 
-PAGE = """# The losses
+PAGE = """# Which losses are there?
 
 Made by `python docs/make_losses_table.py` from the docstrings of `losses/`: edit those. `alignlab losses NAME` shows
 one loss.

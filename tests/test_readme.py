@@ -61,7 +61,8 @@ def folder(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    sys.modules.pop("mine", None)
+    for name in ("mine", "margin"):
+        sys.modules.pop(name, None)
 
 
 def logged(trainer: Any) -> list[dict[str, float]]:
@@ -71,7 +72,7 @@ def logged(trainer: Any) -> list[dict[str, float]]:
 def test_python_examples_run(folder: Path) -> None:
     """12 pairs: 8 of them in two steps of 4, or all in three, with the custom class and the custom function."""
     scope: dict[str, Any] = {}
-    for block in blocks("python", ROOT / "README.md"):
+    for block in blocks("python", ROOT / "README.md", ROOT / "docs" / "custom-loss.md"):
         if not block.file:
             exec(compile(block.text, "README.md", "exec"), scope)
     assert (folder / "runs" / "ipo" / "model.safetensors").is_file()
@@ -89,13 +90,13 @@ def test_python_in_the_pages_runs(page: str, folder: Path) -> None:
 
 
 def test_custom_loss_keeps_the_contract_and_trains_from_yaml(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["losses", "check", "mine.py:FixedMargin"]) == 0
-    assert main(["train", "mine.yaml", "--loss.margin", "0.5", "--max_steps", "2"]) == 0
+    assert main(["losses", "check", "margin.py:FixedMargin"]) == 0
+    assert main(["train", "margin.yaml", "--loss.margin", "0.5", "--max_steps", "2"]) == 0
     assert "keeps the contract" in capsys.readouterr().out
-    state = json.loads((folder / "runs" / "mine" / "trainer_state.json").read_text())
+    state = json.loads((folder / "runs" / "margin" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
     assert state["log_history"][-1]["train_loss"] == pytest.approx(math.log1p(math.exp(0.5)), abs=1e-3)
-    assert main(["train", "mine.yaml", "--loss.marign", "0.5"]) == 2
+    assert main(["train", "margin.yaml", "--loss.marign", "0.5"]) == 2
     assert "loss.marign: there is no option 'marign'; did you mean margin" in capsys.readouterr().err
 
 
@@ -155,6 +156,25 @@ def test_trl_options_are_where_the_table_says(theirs: str, ours: str) -> None:
     """ "same" means a key of ours; every other option is refused under its old name."""
     for key in re.findall(r"`(\w+)`", theirs):
         assert (key in schema().types) == ours.startswith("same"), key
+
+
+def test_the_function_of_the_readme_keeps_the_contract_and_trains(folder: Path) -> None:
+    """The hinge at a margin of 0 is 1, whatever beta."""
+    assert main(["losses", "check", "mine.py:hinge"]) == 0
+    words = "train dpo.yaml --loss.name mine.py:hinge --loss.beta 0.5 --model.name_or_path path/to/sft-model"
+    assert main([*words.split(), "--data.train", "pairs.jsonl", "--data.eval_rows", "2", "--max_steps", "1"]) == 0
+    state = json.loads((folder / "runs" / "dpo" / "trainer_state.json").read_text())
+    (found,) = [entry["train_loss"] for entry in state["log_history"] if "train_loss" in entry]
+    assert found == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_index_asks_the_question_of_every_page_once() -> None:
+    lines = re.findall(r"^- \[(.+)\]\((.+)\)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "results" / "README.md"]
+    titles = {page.name: page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for page in pages}
+    inside = {Path(target).name: asked for asked, target in lines if not target.startswith("..")}
+    assert len({target for _, target in lines}) == len(lines)
+    assert inside == {name: title for name, title in titles.items() if name != "index.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
