@@ -17,13 +17,14 @@ from .tokenise import content_key
 
 if TYPE_CHECKING:
     from . import toy
-    from .collate import PreferenceCollator, Rows, row_tokens, sequence, sequence_key
+    from .collate import CachedScores, PreferenceCollator, Rows, row_tokens, sequence, sequence_key
     from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
-    from .sampler import StepSampler
+    from .sampler import StepCut, StepSampler
 
 __all__ = [
     "PROMPT",
     "BadRow",
+    "CachedScores",
     "DataOptions",
     "DataReport",
     "Layout",
@@ -37,6 +38,7 @@ __all__ = [
     "ScoredSequence",
     "SourceReport",
     "Statistics",
+    "StepCut",
     "StepSampler",
     "check",
     "content_key",
@@ -55,9 +57,9 @@ __all__ = [
 ]
 
 _TENSORS = {
-    "collate": ("PreferenceCollator", "Rows", "row_tokens", "sequence", "sequence_key"),
+    "collate": ("CachedScores", "PreferenceCollator", "Rows", "row_tokens", "sequence", "sequence_key"),
     "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
-    "sampler": ("StepSampler",),
+    "sampler": ("StepCut", "StepSampler"),
 }
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as compute
 import torch
 
+from .columns import NUMBERS
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
 from .tokenise import content_key
-
-COLUMNS = ("weight", "margin", "score_chosen", "score_rejected")
 
 
 class ScoreReader(Protocol):
@@ -20,6 +20,19 @@ class ScoreReader(Protocol):
 
     def get(self, keys: Sequence[bytes]) -> Sequence[np.ndarray]:
         """Returns one float32 array, as long as the completion, for each key."""
+
+
+@dataclass(frozen=True)
+class CachedScores:
+    """What the cache holds of completions.
+
+    Attributes:
+        readers: per-token scores by scorer name ("reference", ...).
+        hidden: final hidden states of the reference, where the loss measures whole distributions.
+    """
+
+    readers: Mapping[str, ScoreReader]
+    hidden: ScoreReader | None = None
 
 
 class Rows:
@@ -69,9 +82,8 @@ class PreferenceCollator:
         score_prompt: whether the prompt's tokens are scored too.
         rewards: whether rows carry explicit rewards.
         groups: index of each group's name.
-        readers: cached scores by scorer name ("reference", ...).
+        cached: what the cache holds of the completions.
         mode: how rows are laid out.
-        hidden: cached final hidden states of the reference.
 
     The batch is a dict: ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions;
     ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
@@ -89,16 +101,13 @@ class PreferenceCollator:
         score_prompt: bool = False,
         rewards: bool = False,
         groups: Sequence[str] = (),
-        readers: Mapping[str, ScoreReader] | None = None,
+        cached: CachedScores | None = None,
         mode: Mode = "padded",
-        hidden: ScoreReader | None = None,
     ) -> None:
-        self.hidden = hidden
-        self.mode = mode
+        self.cached, self.mode = cached or CachedScores({}), mode
         self.fields, self.pad_id = tuple(fields), pad_id
         self.mismatched, self.score_prompt, self.rewards = mismatched, score_prompt, rewards
         self.groups = {name: index for index, name in enumerate(groups)}
-        self.readers = dict(readers or {})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sequences = {field: [sequence(row, field) for row in rows] for field in self.fields}
@@ -110,8 +119,8 @@ class PreferenceCollator:
             "row": torch.tensor([row["row"] for row in rows]),
             "real": torch.tensor([row["real"] for row in rows]),
         }
-        if self.hidden is not None:
-            batch["reference_hidden"] = read_hidden(self.hidden, sequences, layout)
+        if self.cached.hidden is not None:
+            batch["reference_hidden"] = read_hidden(self.cached.hidden, sequences, layout)
         if self.mismatched:
             others = {"mismatched": [sequence(row, "mismatched") for row in rows]}
             batch["mismatched"] = layout_fields(others, self.pad_id, self.mode)
@@ -119,11 +128,11 @@ class PreferenceCollator:
         return batch
 
     def _scores(self, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> dict[str, torch.Tensor]:
-        return {name: read_scores(reader, sequences, layout) for name, reader in self.readers.items()}
+        return {name: read_scores(reader, sequences, layout) for name, reader in self.cached.readers.items()}
 
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         first = rows[0]
-        columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in COLUMNS if name in first}
+        columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in NUMBERS if name in first}
         if "group" in first and self.groups:
             columns["group"] = torch.tensor([self.groups.get(str(row["group"]), -1) for row in rows])
         if "label" in first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,35 @@ def filler(index: int) -> int:
     return ~index
 
 
+@dataclass(frozen=True)
+class StepCut:
+    """How an optimiser step is cut: rows of a micro-batch, micro-batches of a rank, ranks."""
+
+    per_device: int
+    accumulation: int = 1
+    ranks: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of a whole step."""
+        return self.per_device * self.accumulation * self.ranks
+
+    def micro_batches(self, rows: int) -> int:
+        """Returns how many micro-batches each rank runs for a step of so many rows."""
+        return -(-rows // (self.per_device * self.ranks))
+
+
 class StepSampler(Sampler[list[int]]):
     """Yields one rank's micro-batches, optimiser step by optimiser step.
 
-    An optimiser step takes the next ``per_device * accumulation * world`` rows of one permutation, which depends on
-    seed and epoch alone: not on the number of ranks, nor on how the step is cut into micro-batches. A last, smaller
-    step is dealt out evenly; a rank left without a row gets a filler (a row encoded by ``filler``), so that every
-    rank runs the same number of micro-batches and no row is trained on twice.
+    An optimiser step takes the next ``cut.rows`` rows of one permutation, which depends on seed and epoch alone: not
+    on the number of ranks, nor on how the step is cut into micro-batches. A last, smaller step is dealt out evenly; a
+    rank left without a row gets a filler (a row encoded by ``filler``), so that every rank runs the same number of
+    micro-batches and no row is trained on twice.
 
     Args:
+        rows: rows of the set. cut: how a step of them is cut. rank: whose share this is.
+        shuffle: whether rows are permuted. drop_last: whether a last, smaller step is left out.
         tokens: tokens of each row. With them a step is dealt so that its micro-batches, on all ranks, carry about
             equally many; without them in the order of the permutation.
         length_window: rows are sorted by tokens within windows of this many steps, and the steps of a window are
@@ -32,10 +53,8 @@ class StepSampler(Sampler[list[int]]):
     def __init__(
         self,
         rows: int,
-        per_device: int,
+        cut: StepCut,
         *,
-        accumulation: int = 1,
-        world: int = 1,
         rank: int = 0,
         seed: int = 0,
         shuffle: bool = True,
@@ -45,14 +64,10 @@ class StepSampler(Sampler[list[int]]):
     ) -> None:
         if rows < 1:
             raise ValueError("there is no row to train or evaluate on")
-        self.rows, self.per_device, self.accumulation = rows, per_device, accumulation
-        self.world, self.rank, self.seed, self.shuffle = world, rank, seed, shuffle
-        self.step_rows = per_device * accumulation * world
-        self.drop_last = drop_last
-        if drop_last and rows < self.step_rows:
-            raise ValueError(
-                f"dataloader_drop_last: {rows} rows are fewer than the {self.step_rows} of one optimiser step"
-            )
+        self.rows, self.cut, self.rank = rows, cut, rank
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        if drop_last and rows < cut.rows:
+            raise ValueError(f"dataloader_drop_last: {rows} rows are fewer than the {cut.rows} of one optimiser step")
         self.tokens = None if tokens is None else np.asarray(tokens, dtype=np.int64)
         assert self.tokens is None or len(self.tokens) == rows
         assert not length_window or self.tokens is not None, "rows are sorted by their tokens"
@@ -68,25 +83,22 @@ class StepSampler(Sampler[list[int]]):
         """Sets the epoch, which with the seed decides the order."""
         self.epoch = epoch
 
-    def _micro_batches(self, step_rows: int) -> int:
-        return -(-step_rows // (self.per_device * self.world))
-
     def __len__(self) -> int:
-        full, rest = divmod(self.rows, self.step_rows)
-        return full * self.accumulation + (0 if self.drop_last else self._micro_batches(rest))
+        full, rest = divmod(self.rows, self.cut.rows)
+        return full * self.cut.accumulation + (0 if self.drop_last else self.cut.micro_batches(rest))
 
     def steps(self) -> Iterator[np.ndarray[Any, Any]]:
         """Yields the rows of each optimiser step of this epoch, over all ranks; the last step may be smaller."""
-        order = np.arange(self.rows)
+        order, size = np.arange(self.rows), self.cut.rows
         chance = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
             order = chance.permutation(self.rows)
-        full = self.rows - self.rows % self.step_rows
-        for window in _windows(full // self.step_rows, self.length_window or 1):
-            rows = order[window.start * self.step_rows : window.stop * self.step_rows]
-            steps = rows.reshape(-1, self.step_rows)
+        full = self.rows - self.rows % size
+        for window in _windows(full // size, self.length_window or 1):
+            rows = order[window.start * size : window.stop * size]
+            steps = rows.reshape(-1, size)
             if self.length_window and self.tokens is not None:
-                steps = rows[np.argsort(self.tokens[rows], kind="stable")].reshape(-1, self.step_rows)
+                steps = rows[np.argsort(self.tokens[rows], kind="stable")].reshape(-1, size)
                 steps = steps[chance.permutation(len(steps))]
             yield from steps
         if full < self.rows and not self.drop_last:
@@ -94,8 +106,8 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
-            shares = deal(step, self._micro_batches(len(step)) * self.world, self.tokens)
-            for share in shares[self.rank :: self.world]:
+            shares = deal(step, self.cut.micro_batches(len(step)) * self.cut.ranks, self.tokens)
+            for share in shares[self.rank :: self.cut.ranks]:
                 yield share or [filler(int(step[0]))]
 
 

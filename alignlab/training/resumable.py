@@ -13,9 +13,19 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from alignlab.checkpoints import EarlyStop, check, newest_good, only_run_in, rotate, written_aside
+from alignlab import models
+from alignlab.checkpoints import (
+    EarlyStop,
+    check,
+    is_of_other_ranks,
+    load_universal,
+    newest_good,
+    only_run_in,
+    rotate,
+    written_aside,
+)
 from alignlab.config import PreferenceConfig, duration
-from alignlab.runtime import gathered, zero_stage
+from alignlab.runtime import check_engine, gathered, zero_stage
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
@@ -60,6 +70,20 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             return None if found is None else str(found)
         check(Path(asked), trust)
         return asked
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Wraps the model, and resumes what other numbers of ranks wrote too, which the engine itself cannot read."""
+        converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
+        native = None if converts else resume_from_checkpoint
+        result = super()._prepare_for_training(max_steps, train_dataloader, native)
+        asked = self.args
+        check_engine(self.model_wrapped, asked.deepspeed, asked.world_size, fsdp=bool(asked.fsdp))
+        if converts and resume_from_checkpoint is not None:
+            strict = not models.is_peft(self.model)
+            load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(asked.output_dir), strict=strict)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trains nothing where the checkpoint was of the last step: the stock loop would take one step too many."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignlab.losses import Labelled, LossOutput, Pairs, Scored
+from alignlab.runtime import gathered
 
 from .batch import contributions
 
@@ -146,3 +147,26 @@ def joined_margins(parts: list[Halves], groups: tuple[str, ...]) -> Metrics:
     if len(good) == 0 or not torch.equal(pair[good], pair[bad]):
         return {}
     return margin_metrics(reward[good] - reward[bad], None if group is None else group[good], groups)
+
+
+class SetMetrics:
+    """Metrics of an evaluation set as a whole, over its micro-batches and all ranks."""
+
+    def __init__(self, groups: tuple[str, ...]) -> None:
+        self.groups = groups
+        self.rows = 0
+        self._sums = MetricSums()
+        self._halves: list[Halves] = []
+
+    def add(self, output: LossOutput, batch: Pairs | Labelled, inputs: Mapping[str, Any]) -> None:
+        """Adds what the loss said of a batch; ``inputs`` is what the batch was scored from."""
+        self._sums.add(row_metrics(output, batch, self.groups))
+        self.rows += len(batch)
+        if isinstance(batch, Labelled) and output.rewards is not None:
+            self._halves.append(halves(output, batch, inputs["columns"]["pair"][inputs["real"]]))
+
+    def reduced(self) -> dict[str, float]:
+        """Returns the metrics over all ranks, on each of them; pairs that were split into labelled rows count too."""
+        joined = MetricSums()
+        joined.add(joined_margins([one for found in gathered(self._halves) for one in found], self.groups))
+        return means([*gathered(self._sums.drain()), joined.drain()])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from alignlab import scoring
 from alignlab.losses import Labelled, Loss, LossOutput, Pairs, Totals
-from alignlab.reference import REFERENCE, UNPROVEN, Frozen
-from alignlab.scoring import Head, Router, head_of
+from alignlab.reference import REFERENCE, Frozen
+from alignlab.scoring import LazyHead, Router
 
 from .batch import FrozenScores, any_logps, contributions, loss_batch
 
@@ -53,7 +53,7 @@ class PreferenceStep:
         self._previous: Totals | None = None
         self._parts: list[Totals] = []
         self._rows = torch.tensor(1.0, dtype=torch.float64)
-        self._proven: Any = UNPROVEN
+        self._head = LazyHead()
 
     def begin(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Tensor:
         """Counts the step's rows over all ranks, and makes the totals that its own forwards come too late for.
@@ -125,7 +125,7 @@ class PreferenceStep:
             policy = scoring.score(
                 model,
                 inputs["completions"],
-                head=self._head(model),
+                head=self._head.of(model),
                 reference=reference,
                 second_moment=self.needs.second_moment,
             )
@@ -149,19 +149,11 @@ class PreferenceStep:
 
     def _mismatched(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.no_grad(), self.autocast():
-            return scoring.score(model, inputs["mismatched"], head=self._head(model))
+            return scoring.score(model, inputs["mismatched"], head=self._head.of(model))
 
     def _live(self, layout: Mapping[str, Any]) -> dict[str, Tensor]:
         live = {name: one for name, one in self.frozen.items() if not one.cached}
         return {name: one.live_logps(layout, self.autocast) for name, one in live.items()}
-
-    def _head(self, model: nn.Module) -> Head | None:
-        """Returns the policy's LM head, proven by a forward of its own at the first call."""
-        if self._proven is UNPROVEN:
-            with self.autocast():
-                self._proven = head_of(model)
-        head: Head | None = self._proven
-        return head
 
     def _frozen_scores(
         self, inputs: Mapping[str, Any], *, mismatched: bool

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput, set_seed
-from trl.trainer.utils import disable_dropout_in_model
+from transformers.trainer_utils import EvalLoopOutput
 
-from alignlab import losses, models
-from alignlab.checkpoints import is_of_other_ranks, load_loss, load_universal, save_loss
+from alignlab import models
+from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig
-from alignlab.data import PreferenceCollator, Rows, StepSampler, row_tokens
 from alignlab.evaluation import AnswerMetrics
-from alignlab.losses import Labelled, Loss
-from alignlab.reference import REFERENCE, ReferenceSync, check_sync, fill_caches, frozen_scorers
-from alignlab.runtime import check_engine, evaluating, set_matmul_precision
-from alignlab.scoring import choose_layout, router_of
+from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
+from alignlab.runtime import evaluating, gathered, set_matmul_precision
 
+from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
 from .batch import any_logps
 from .guard import check_finite, check_reference
+from .loaders import Loaders
 from .resumable import ResumableTrainer
-from .row_metrics import Halves, MetricSums, halves, joined_margins, means, padding, row_metrics
+from .row_metrics import MetricSums, SetMetrics, means, padding, row_metrics
 from .sets import DataSource, TrainingData
-from .step import PreferenceStep
 from .throughput import Throughput, peak_memory
-
-LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
 
 class PreferenceTrainer(ResumableTrainer):
@@ -75,18 +70,12 @@ class PreferenceTrainer(ResumableTrainer):
         model_options: ModelOptions | None = None,
         **kwargs: Any,
     ) -> None:
-        options = model_options or ModelOptions(name_or_path=model if isinstance(model, str) else _path_of(model))
-        self.loss = losses.from_function(loss) if _is_function(loss) else losses.build(loss)  # type: ignore[arg-type]
+        options = model_options or options_of(model)
+        self.loss = build_loss(loss)
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
-        policy = models.load_model(options) if isinstance(model, str) else model
-        models.guard_quantised(policy)
-        if peft_config is not None:
-            set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
-            policy = models.add_adapter(policy, peft_config)
-        if args.disable_dropout:
-            disable_dropout_in_model(policy)
+        policy = build_policy(model, options, args, peft_config)
         super().__init__(
             model=policy,
             args=args,
@@ -101,38 +90,18 @@ class PreferenceTrainer(ResumableTrainer):
             set_matmul_precision(args.float32_matmul_precision, args.device)
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
         self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
-        self._sync = self._reference_sync()
+        self._sync = build_sync(self.model, self.frozen, args)
+        if self._sync is not None:
+            self.add_callback(self._sync)
         self._fill_caches([self.data.train, *self.data.evaluations()])
-        live = [one.model.loaded() for one in self.frozen.values() if not one.cached]
-        self.layout = choose_layout(args.layout, [policy, *live], models.pad_token_id(tokenizer))
+        pad = models.pad_token_id(tokenizer)
+        self.layout = shared_layout(policy, self.frozen, args.layout, pad)
         self._answers = AnswerMetrics(
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
-        self._sums, self._guard_pending = MetricSums(), False
-        self._throughput = Throughput()
-        self._step = PreferenceStep(
-            self.loss,
-            self.frozen,
-            args.device,
-            self._autocast,
-            self._over_ranks,
-            args.world_size,
-            use_previous_totals=args.coupled_totals == "previous_step",
-            router=router_of(policy, args.router_aux_loss_coef),
-        )
-
-    # ---- what the trainer is made of -------------------------------------------------------------------------------
-
-    def _reference_sync(self) -> ReferenceSync | None:
-        """Returns what moves the reference, as a callback of this run, if it is to move."""
-        args = self.args
-        if not args.sync_ref_model:
-            return None
-        check_sync(args.deepspeed, args.fsdp)
-        reference = self.frozen[REFERENCE].model
-        sync = ReferenceSync(self.model, reference, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
-        self.add_callback(sync)
-        return sync
+        self._loaders = Loaders(args, self.loss.needs, self.data, self.frozen, self.layout, pad)
+        self._sums, self._guard_pending, self._throughput = MetricSums(), False, Throughput()
+        self._step = build_step(self.loss, policy, self.frozen, args, self._autocast, self._over_ranks)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
@@ -152,86 +121,28 @@ class PreferenceTrainer(ResumableTrainer):
         pad = models.pad_token_id(self.processing_class)
         fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
 
-    def _scored_fields(self, *, training: bool) -> tuple[str, ...]:
-        """Returns the completions of a row that the loss is given; evaluation measures the rejected one in any case."""
-        needless = {"mismatched"} | ({"rejected"} if training and not self.loss.needs.rejected else set())
-        return tuple(field for field in self.data.fields if field not in needless)
-
-    def _dataloader(self, dataset: Any, sampler: StepSampler, *, training: bool = True) -> DataLoader[Any]:
-        args, needs = self.args, self.loss.needs
-        collator = PreferenceCollator(
-            self._scored_fields(training=training),
-            models.pad_token_id(self.processing_class),
-            mismatched=needs.mismatched,
-            score_prompt=needs.prompt_logps,
-            rewards=needs.rewards > 0,
-            groups=self.data.groups,
-            readers={name: one.reader() for name, one in self.frozen.items() if one.cached},
-            mode=self.layout,
-            hidden=next((one.reader(1) for one in self.frozen.values() if one.cached and one.hidden), None),
-        )
-        return DataLoader(
-            Rows(dataset.with_format("numpy")),  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+    # ---- data ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns this rank's micro-batches; which rows meet in a step depends on seed and epoch alone."""
-        args = self.args
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset")
-        sampler = StepSampler(
-            len(self.train_dataset),
-            args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            world=args.world_size,
-            rank=args.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=args.train_sampling_strategy != "sequential",
-            drop_last=args.dataloader_drop_last,
-            tokens=row_tokens(self.train_dataset, self._scored_fields(training=True)),
-            length_window=args.length_window,
-        )
-        return self._dataloader(self.train_dataset, sampler)
+        return self._loaders.training(self.train_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> DataLoader[Any]:
         """Returns this rank's part of an evaluation set; rows that will be padded are sorted by length."""
-        args = self.args
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
-        batch = args.per_device_eval_batch_size
-        by_length: dict[str, Any] = {}
-        if self.layout == "padded" and self.loss.needs.coupled != "micro_batch":
-            by_length = {
-                "tokens": row_tokens(dataset, self._scored_fields(training=False)),
-                "length_window": len(dataset),
-            }
-        ranks = {"world": args.world_size, "rank": args.process_index}
-        sampler = StepSampler(len(dataset), batch, shuffle=False, **ranks, **by_length)
-        return self._dataloader(dataset, sampler, training=False)
+        return self._loaders.evaluation(dataset)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
-        native = None if converts else resume_from_checkpoint
-        result = super()._prepare_for_training(max_steps, train_dataloader, native)
-        asked = self.args
-        check_engine(self.model_wrapped, asked.deepspeed, asked.world_size, fsdp=bool(asked.fsdp))
+        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         for one in self.frozen.values():
             one.model.policy_is_trained()
-        if converts and resume_from_checkpoint is not None:
-            strict = not models.is_peft(self.model)
-            load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(self.args.output_dir), strict=strict)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            self._load_scaler(resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             load_loss(self.loss, Path(resume_from_checkpoint), self.data.facts.groups)
             if self._sync is not None:
@@ -296,13 +207,10 @@ class PreferenceTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics since the last log to a training log, reduced over ranks once."""
         if "loss" in logs:
-            parts, peaks = zip(*gather_object([(self._sums.drain(), peak_memory())]), strict=True)
+            parts, peaks = zip(*gathered((self._sums.drain(), peak_memory())), strict=True)
             logs |= {name: value for name, value in means(list(parts)).items() if name != "objective"}
             logs |= self._throughput.lap(parts) | {"memory/peak_gb": max(peaks)}
         super().log(logs, start_time)
-
-    def _reduced(self, sums: MetricSums) -> dict[str, float]:
-        return means(gather_object([sums.drain()]))
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -342,33 +250,21 @@ class PreferenceTrainer(ResumableTrainer):
         Totals are summed over the set before any loss, so that no metric depends on batch size or number of ranks;
         fillers count for nothing. A labelled loss on split pairs gets the pairs' margins and accuracy as well.
         """
-        model, needs = self.model_wrapped, self.loss.needs
-        sums, parts, rows = MetricSums(), [], 0
-        self.loss.eval()
-        with evaluating(model):
+        model, needs, found = self.model_wrapped, self.loss.needs, SetMetrics(self.data.groups)
+        with evaluating(self.loss), evaluating(model):
             totals = None
             if needs.coupled == "step" and needs.totals_in_evaluation:
                 totals = self._step.totals(model, self._progress(dataloader, f"{description}: totals"))
             for inputs in self._progress(dataloader, description):
                 inputs = self._prepare_inputs(inputs)
                 batch = self._step.scored(model, inputs, mismatched=needs.mismatched and totals is None)
-                if not len(any_logps(batch)):
-                    continue
-                output = self.loss(batch, totals)
-                sums.add(row_metrics(output, batch, self.data.groups))
-                rows += len(batch)
-                if isinstance(batch, Labelled) and output.rewards is not None:
-                    parts.append(halves(output, batch, inputs["columns"]["pair"][inputs["real"]]))
-        self.loss.train()
-        gathered: list[Halves] = gather_object(parts)
-        if self.is_world_process_zero():
-            sums.add(joined_margins(gathered, self.data.groups))
-        metrics = self._reduced(sums)
+                if len(any_logps(batch)):
+                    found.add(self.loss(batch, totals), batch, inputs)
+        metrics = found.reduced()
         metrics["loss"] = metrics.pop("objective", float("nan"))
         metrics |= self._answers(model, dataloader.dataset)
-        count = sum(gather_object([rows]))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(gathered(found.rows)))
 
     def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
         return tqdm(
@@ -377,12 +273,3 @@ class PreferenceTrainer(ResumableTrainer):
             leave=False,
             disable=self.args.disable_tqdm or not self.is_world_process_zero(),
         )
-
-
-def _path_of(model: nn.Module) -> str:
-    """Returns where a model in memory came from, which is where its tokenizer is."""
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-
-
-def _is_function(loss: Any) -> bool:
-    return callable(loss) and not isinstance(loss, nn.Module)

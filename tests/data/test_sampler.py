@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignlab.data.sampler import StepSampler, deal
+from alignlab.data.sampler import StepCut, StepSampler, deal
 
 TOKENS = np.random.default_rng(0).lognormal(4, 0.6, 203).astype(int) + 2
 
@@ -18,10 +18,8 @@ def steps_of(sampler):
 
 def dealt(world, per_device, accumulation, **options):
     """Returns step -> rows over all ranks and micro-batches, and the tokens of each micro-batch."""
-    ranks = [
-        list(StepSampler(203, per_device, accumulation=accumulation, world=world, rank=rank, **options))
-        for rank in range(world)
-    ]
+    cut = StepCut(per_device, accumulation, world)
+    ranks = [list(StepSampler(203, cut, rank=rank, **options)) for rank in range(world)]
     assert len({len(one) for one in ranks}) == 1
     return [
         [share for rank in ranks for share in rank[start : start + accumulation]]
@@ -32,7 +30,7 @@ def dealt(world, per_device, accumulation, **options):
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("cut", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (4, 1, 2)])
 def test_which_rows_meet_does_not_depend_on_the_cut(cut, window):
-    expected = steps_of(StepSampler(203, 8, seed=3, tokens=TOKENS, length_window=window))
+    expected = steps_of(StepSampler(203, StepCut(8), seed=3, tokens=TOKENS, length_window=window))
     steps = dealt(*cut, seed=3, tokens=TOKENS, length_window=window)
     found = [sorted(row for share in step for row in share if row >= 0) for step in steps]
     assert found == [sorted(step) for step in expected]
@@ -41,8 +39,8 @@ def test_which_rows_meet_does_not_depend_on_the_cut(cut, window):
 
 def test_the_window_sorts_within_its_steps_only():
     """Windows hold the same rows as without sorting; within one, the steps' lengths do not overlap."""
-    plain = steps_of(StepSampler(203, 8, seed=1))
-    windowed = steps_of(StepSampler(203, 8, seed=1, tokens=TOKENS, length_window=4))
+    plain = steps_of(StepSampler(203, StepCut(8), seed=1))
+    windowed = steps_of(StepSampler(203, StepCut(8), seed=1, tokens=TOKENS, length_window=4))
     assert plain != windowed
     assert plain[-1] == windowed[-1]  # the last, smaller step stays as it is
     for start in range(0, 25, 4):
@@ -53,7 +51,7 @@ def test_the_window_sorts_within_its_steps_only():
 
 
 def test_windows_come_anew_each_epoch_and_again_from_the_same_seed():
-    sampler = StepSampler(203, 8, seed=1, tokens=TOKENS, length_window=4)
+    sampler = StepSampler(203, StepCut(8), seed=1, tokens=TOKENS, length_window=4)
     first, again = steps_of(sampler), steps_of(sampler)
     sampler.set_epoch(1)
     assert first == again != steps_of(sampler)
@@ -63,7 +61,7 @@ def test_a_window_of_sorted_steps_pads_less():
     """Padding of 8 rows to the longest, over the whole epoch: 0.50 at random, 0.21 over 4 steps, 0.05 over 25."""
 
     def waste(window):
-        steps = steps_of(StepSampler(200, 8, seed=0, tokens=TOKENS[:200], length_window=window))
+        steps = steps_of(StepSampler(200, StepCut(8), seed=0, tokens=TOKENS[:200], length_window=window))
         return 1 - TOKENS[:200].sum() / sum(8 * TOKENS[step].max() for step in steps)
 
     assert [round(waste(window), 2) for window in (0, 4, 25)] == [0.50, 0.21, 0.05]

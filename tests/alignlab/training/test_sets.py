@@ -7,7 +7,7 @@ import pytest
 from making import make_rows
 
 from alignlab import losses
-from alignlab.config.arguments import PreferenceConfig
+from alignlab.config import PreferenceConfig
 from alignlab.training.sets import TrainingData
 
 

@@ -13,9 +13,9 @@ from making import make_model, make_rows
 from torch.utils.data import DataLoader
 
 from alignlab import losses
-from alignlab.config.arguments import PreferenceConfig
-from alignlab.data.sampler import StepSampler
-from alignlab.training.trainer import PreferenceTrainer
+from alignlab.config import PreferenceConfig
+from alignlab.data import StepCut, StepSampler
+from alignlab.training import PreferenceTrainer
 
 GROUPS = ("a", "b", "c")
 SEVEN: dict[str, dict[str, Any]] = {
@@ -69,7 +69,8 @@ class UnevenSampler(StepSampler):
 
 class UnevenTrainer(PreferenceTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return self._dataloader(self.train_dataset, UnevenSampler(len(self.train_dataset), 8, seed=self.args.seed))
+        sampler = UnevenSampler(len(self.train_dataset), StepCut(8), seed=self.args.seed)
+        return self._loaders.over(self.train_dataset, sampler, training=True)
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "group_robust", "orpo"])

@@ -1,0 +1,85 @@
+"""What a trainer is made of: from its arguments to loss, policy, moving reference, layout and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_utils import set_seed
+from trl.trainer.utils import disable_dropout_in_model
+
+from alignlab import losses, models
+from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.data import Mode
+from alignlab.losses import Loss
+from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
+from alignlab.scoring import choose_layout, router_of
+
+from .step import PreferenceStep
+
+LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
+
+
+def options_of(model: str | nn.Module) -> ModelOptions:
+    """Returns how to load a model, and the tokenizer beside it, where nothing but the model or its path was given."""
+    if isinstance(model, str):
+        return ModelOptions(name_or_path=model)
+    return ModelOptions(name_or_path=str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
+
+
+def build_loss(loss: LossLike) -> Loss:
+    """Returns the loss, also where a plain function of the batch was given."""
+    if callable(loss) and not isinstance(loss, nn.Module):
+        return losses.from_function(loss)
+    return losses.build(loss)  # type: ignore[arg-type]
+
+
+def build_policy(
+    model: str | nn.Module, options: ModelOptions, args: PreferenceConfig, peft_config: Any | None
+) -> nn.Module:
+    """Returns the model to train: loaded where a path was given, with a new adapter and without dropout if asked."""
+    policy: nn.Module = models.load_model(options) if isinstance(model, str) else model
+    models.guard_quantised(policy)
+    if peft_config is not None:
+        set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
+        policy = models.add_adapter(policy, peft_config)
+    if args.disable_dropout:
+        disable_dropout_in_model(policy)
+    return policy
+
+
+def build_sync(policy: nn.Module, frozen: Mapping[str, Frozen], args: PreferenceConfig) -> ReferenceSync | None:
+    """Returns what moves the reference, if it is to move."""
+    if not args.sync_ref_model:
+        return None
+    check_sync(args.deepspeed, args.fsdp)
+    return ReferenceSync(policy, frozen[REFERENCE].model, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
+
+
+def shared_layout(policy: nn.Module, frozen: Mapping[str, Frozen], requested: str, pad_id: int) -> Mode:
+    """Returns how rows are laid out: as the policy, and every frozen model that scores its batches live, can take."""
+    live = [one.model.loaded() for one in frozen.values() if not one.cached]
+    return choose_layout(requested, [policy, *live], pad_id)
+
+
+def build_step(
+    loss: Loss,
+    policy: nn.Module,
+    frozen: Mapping[str, Frozen],
+    args: PreferenceConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    over_ranks: Callable[[Tensor], Tensor],
+) -> PreferenceStep:
+    """Returns the optimiser step; see ``PreferenceStep`` for what it takes."""
+    return PreferenceStep(
+        loss,
+        frozen,
+        args.device,
+        autocast,
+        over_ranks,
+        args.world_size,
+        use_previous_totals=args.coupled_totals == "previous_step",
+        router=router_of(policy, args.router_aux_loss_coef),
+    )
