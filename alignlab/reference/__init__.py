@@ -5,12 +5,11 @@ Never here: a gradient, or the trainer.
 
 from .filling import fill_caches
 from .frozen import REFERENCE, AdapterOff, OtherAdapter
-from .scorers import UNPROVEN, Frozen, choose_mode, frozen_scorers
+from .scorers import Frozen, choose_mode, frozen_scorers
 from .sync import ReferenceSync, check_sync
 
 __all__ = [
     "REFERENCE",
-    "UNPROVEN",
     "AdapterOff",
     "Frozen",
     "OtherAdapter",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -18,14 +18,12 @@ from alignlab import scoring
 from alignlab.cache import COLUMN, ScoreCache, ScoreStore, default_root
 from alignlab.config import PreferenceConfig
 from alignlab.data import Mode, ScoredSequence, layout_sequences, sequence, sequence_key
-from alignlab.runtime import evaluating
+from alignlab.runtime import evaluating, from_main
 from alignlab.scoring import Head, base_of, choose_layout, head_of, hidden_positions, model_inputs
 
-from .frozen import SeparateModel
-from .scorers import UNPROVEN, Autocast, Frozen
+from .scorers import Autocast, Frozen
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 SHARD_ROWS = 4096  # completions a shard; what a kill may lose at most, on each rank
 
 
@@ -57,16 +55,16 @@ class CacheFiller:
         Rank 0 holds the writer's lock; every rank scores its share and writes shards of its own. Where nothing is
         missing the model is not touched.
         """
-        fingerprint = self._from_main(lambda: frozen.model.fingerprint(compute_dtype))
+        fingerprint = from_main(lambda: frozen.model.fingerprint(compute_dtype))
         store = ScoreCache(root).open(fingerprint, {"model": frozen.model.description, "dtype": compute_dtype})
         frozen.store = store
         places = self._places(wanted, frozen.name)
         keys = list(places)
-        if frozen.hidden is not None and frozen.head is UNPROVEN:
+        if frozen.hidden is not None and not frozen.lazy_head.known:
             with frozen.model.run() as module:
                 frozen.keep_head(module)
                 self._say_size(frozen, places)
-        if not self._from_main(lambda: bool(_missing(store, keys, frozen))):
+        if not from_main(lambda: bool(_missing(store, keys, frozen))):
             return
         with store.lock() if self.ranks.is_main_process else nullcontext():
             self.ranks.wait_for_everyone()
@@ -134,7 +132,7 @@ class CacheFiller:
     ) -> dict[str, list[Tensor]]:
         """Returns what the cache keeps of each sequence's completion: log-probabilities, perhaps hidden states."""
         layout = layout_sequences(sequences, self.pad_id, mode)
-        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+        moved = send_to_device(layout, self.device)
         lengths = [len(s.completion) for s in sequences]
         with self.autocast():
             if frozen.hidden is None:
@@ -154,13 +152,6 @@ class CacheFiller:
         tokens = sum(len(one.completion) for one in places.values())
         width, size = frozen.head.module.in_features, getattr(torch, str(frozen.hidden)).itemsize
         logger.info("%s: hidden states of %d tokens take %.1f MB", frozen.name, tokens, tokens * width * size / 1e6)
-
-    def _from_main(self, ask: Callable[[], T]) -> T:
-        """Returns rank 0's answer on every rank; the others do not ask."""
-        answer = [ask() if self.ranks.is_main_process else None]
-        if self.ranks.num_processes > 1:
-            broadcast_object_list(answer, from_process=0)
-        return cast(T, answer[0])
 
     @property
     def _shown(self) -> bool:
@@ -182,8 +173,7 @@ def fill_caches(
     for one in frozen.values():
         if one.cached:
             filler.fill(one, root, compute_dtype, wanted)
-            if isinstance(one.model, SeparateModel):
-                one.model.free()
+            one.model.free()
 
 
 def _cut(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -1,22 +1,18 @@
-"""The models that may play the reference or a reward scorer: how each is named, and how it is run."""
+"""What a frozen model is, how it is named and run; and those that share the policy's weights."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from alignlab import models
-from alignlab.cache import fingerprint_model, fingerprint_path
-from alignlab.runtime import load_sharded, unsharded
+from alignlab.cache import fingerprint_model
 
 REFERENCE = "reference"  # among frozen scorers, by name
-logger = logging.getLogger(__name__)
 
 
 class FrozenModel:
@@ -45,10 +41,19 @@ class FrozenModel:
         raise NotImplementedError
         yield
 
+    def free(self) -> None:
+        """Drops from memory what can be loaded again."""
+
 
 def name_of(model: Any) -> str:
     """Returns where a model in memory came from, as far as it knows."""
     return str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+
+
+def fingerprint_as_it_is(model: Any, compute_dtype: str) -> str:
+    """Returns the identity of a model under the adapter that is active, if it has any."""
+    adapter = model.active_adapter if models.is_peft(model) else None
+    return fingerprint_model(model, adapter=adapter, compute_dtype=compute_dtype)
 
 
 class PolicyAtStart(FrozenModel):
@@ -62,8 +67,7 @@ class PolicyAtStart(FrozenModel):
         return policy
 
     def fingerprint(self, compute_dtype: str) -> str:
-        adapter = self.policy.active_adapter if models.is_peft(self.policy) else None
-        return fingerprint_model(self.policy, adapter=adapter, compute_dtype=compute_dtype)
+        return fingerprint_as_it_is(self.policy, compute_dtype)
 
     def policy_is_trained(self) -> None:
         self.trained = True
@@ -79,9 +83,24 @@ class PolicyAtStart(FrozenModel):
 
 
 class AdapterOff(FrozenModel):
-    """The policy's base model, with its adapter switched off."""
+    """The policy's base model, with its adapter switched off.
 
-    def __init__(self, policy: Any) -> None:
+    Args:
+        policy: a model with an adapter.
+        new_adapter: the PEFT configuration of the adapter, where it was injected just now.
+
+    Raises:
+        ValueError: the initialisation of the adapter changed the base weights, so that no adapter-off model is the
+            reference (PiSSA, OLoRA, LoftQ: 0.3 to 0.4 nats off).
+    """
+
+    def __init__(self, policy: Any, new_adapter: Any | None = None) -> None:
+        if new_adapter is not None and not models.leaves_base_alone(new_adapter):
+            raise ValueError(
+                f"peft.init_lora_weights: {new_adapter.init_lora_weights!r} rewrites the base weights, so the policy "
+                "with its adapter off is not the reference; give ref_model_name_or_path (the same base model), which "
+                "is loaded only while its scores are missing from the cache"
+            )
         self.policy, self.description = policy, f"{name_of(policy)} with its adapter off"
 
     def loaded(self) -> nn.Module:
@@ -105,7 +124,13 @@ class OtherAdapter(FrozenModel):
 
     @classmethod
     def load(cls, policy: Any, folder: str, name: str) -> OtherAdapter:
-        """Loads the adapter saved in ``folder`` beside the policy's own."""
+        """Loads the adapter saved in ``folder`` beside the policy's own.
+
+        Raises:
+            ValueError: the policy has none.
+        """
+        if not models.is_peft(policy):
+            raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
         policy.load_adapter(folder, adapter_name=name, is_trainable=False)
         other = cls(policy, name)
         other.from_policy = False
@@ -140,63 +165,3 @@ class OtherAdapter(FrozenModel):
             yield self.policy
         finally:
             self.policy.set_adapter(active)
-
-
-class SeparateModel(FrozenModel):
-    """A model of its own, given as a module or as a path that is loaded only when it must run."""
-
-    def __init__(
-        self,
-        model: nn.Module | None,
-        path: str | None = None,
-        load: Callable[[str], nn.Module] | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        shards: str | dict[str, Any] | None = None,
-    ) -> None:
-        self.model, self.path, self._load, self.dtype, self.device = model, path, load, dtype, device
-        self.shards = shards  # a DeepSpeed configuration: each rank then holds its part of the weights
-        self.description, self.from_policy = path or f"{name_of(model)}, given as ref_model", False
-
-    def fingerprint(self, compute_dtype: str) -> str:
-        if self.model is None and self.path is not None and self.dtype is not None:
-            found = fingerprint_path(self.path, dtype=self.dtype, compute_dtype=compute_dtype)
-            if found is not None:
-                return found
-        # Rank 0 is alone here, and shards are not the bytes that count: a sharded model is loaded whole for its name.
-        model: Any = self.loaded() if self.shards is None else self._whole()
-        adapter = model.active_adapter if models.is_peft(model) else None
-        return fingerprint_model(model, adapter=adapter, compute_dtype=compute_dtype)
-
-    def loaded(self) -> nn.Module:
-        """Returns the module, loading it if it is not in memory; its parameters take no gradient."""
-        if self.model is None:
-            assert self.path is not None
-            assert self._load is not None
-            logger.info("loading %s", self.description)
-            if self.shards is not None:
-                self.model = load_sharded(self._load, self.path, self.shards, self.dtype or torch.float32)
-                self.model.requires_grad_(False)
-                self.model.eval()  # an engine's returns nothing
-                return self.model
-            self.model = self._whole()
-        if self.shards is not None:
-            return self.model
-        models.guard_quantised(self.model)
-        self.model.requires_grad_(False).eval()
-        return self.model if models.is_quantised(self.model) or self.device is None else self.model.to(self.device)
-
-    def _whole(self) -> nn.Module:
-        assert self.path is not None
-        assert self._load is not None
-        with unsharded():
-            return self._load(self.path)
-
-    def free(self) -> None:
-        """Drops a model that was loaded from a path."""
-        if self.path is not None:
-            self.model = None
-
-    @contextmanager
-    def run(self) -> Iterator[nn.Module]:
-        yield self.loaded()

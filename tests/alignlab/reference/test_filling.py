@@ -42,6 +42,21 @@ print("FORWARDS", run.frozen["reference"].forwards, flush=True)
 run.train()
 print("LOSSES", [entry["loss"] for entry in run.state.log_history if "loss" in entry], flush=True)
 """.replace("{shard}", str(SHARD))
+RANKS = """
+import os, sys
+from pathlib import Path
+from making import make_model, make_rows, make_tokenizer
+from alignlab import PreferenceConfig, PreferenceTrainer
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+args = PreferenceConfig(output_dir=str(folder / "run"), score_cache_dir=str(folder / "cache"), save_strategy="no",
+    disable_tqdm=True)
+try:
+    PreferenceTrainer(make_model(), args, "dpo", make_rows(8), None, make_tokenizer(), ref_model=str(folder / "empty"))
+except Exception as error:
+    (folder / rank).write_text(f"{type(error).__name__}: {error}")
+os._exit(0)
+"""
 
 
 def start(folder: Path, kill_after: int = 0, pause: float = 0.0) -> subprocess.Popen[str]:
@@ -95,3 +110,19 @@ def test_a_flipped_byte_is_named_and_rescored(fresh: list[float], tmp_path: Path
     assert 0 < scored <= SHARD
     assert shard.name in log
     assert losses == fresh
+
+
+def test_what_rank_0_finds_wrong_is_raised_on_every_rank(tmp_path: Path) -> None:
+    """Rank 0 alone opens the reference, in a folder without a model; the other rank says the same and does not hang."""
+    (tmp_path / "empty").mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    tests = Path(__file__).parents[2]
+    # The checkout before its tests: a launched script does not look where it is run, and there is a tests/alignlab too.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests)))}
+    done = subprocess.run([*torchrun, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / rank).read_text() for rank in "01")
+    assert str(tmp_path / "empty") in first
+    assert second == first

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.run import load_config
-from alignlab.reference.frozen import OtherAdapter, SeparateModel
+from alignlab.reference.frozen import OtherAdapter
+from alignlab.reference.separate import SeparateModel
 from alignlab.reference.sync import REFERENCE_STATE, ReferenceSync
 from alignlab.training.trainer import PreferenceTrainer
 
