@@ -24,6 +24,11 @@ def where_mask(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(sigmoid(x)) = -softplus(-x), exact for large |x|."""
+    return -F.softplus(-x)
+
+
 @dataclass(eq=False)
 class Scored:
     """N completions, scored token by token; position t holds the score of completion token t.
@@ -151,6 +156,20 @@ class Labelled:
 Batch = Pairs | Labelled
 
 
+def pairs_of(batch: Batch) -> Pairs:
+    """Returns ``batch`` if it holds pairs, else raises ValueError."""
+    if not isinstance(batch, Pairs):
+        raise ValueError(f"this loss compares pairs, and was given {type(batch).__name__}")
+    return batch
+
+
+def labelled_of(batch: Batch) -> Labelled:
+    """Returns ``batch`` if it holds labelled completions, else raises ValueError."""
+    if not isinstance(batch, Labelled):
+        raise ValueError(f"this loss reads labelled completions, and was given {type(batch).__name__}")
+    return batch
+
+
 @dataclass(eq=False)
 class LossOutput:
     """What a loss returns.
@@ -270,94 +289,3 @@ class Loss(nn.Module):
         Called once per optimiser step, after its forwards, with the totals of the step; where ``needs.coupled`` is
         "micro_batch", once per micro-batch, after its forward, with the totals of that micro-batch.
         """
-
-
-# ---- shared arithmetic -------------------------------------------------------------------------------------------
-
-
-def log_sigmoid(x: Tensor) -> Tensor:
-    """log(sigmoid(x)) = -softplus(-x), exact for large |x|."""
-    return -F.softplus(-x)
-
-
-def mean_metric(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns (sum, count) of ``values [N]`` over the rows in ``where``, as ``LossOutput.metrics`` wants it."""
-    values = values.detach()
-    if where is None:
-        return values.sum(), torch.tensor(float(values.numel()), device=values.device)
-    return where_mask(values, where).sum(), where.sum().to(torch.float32)
-
-
-def pairs_of(batch: Batch) -> Pairs:
-    """Returns ``batch`` if it holds pairs, else raises ValueError."""
-    if not isinstance(batch, Pairs):
-        raise ValueError(f"this loss compares pairs, and was given {type(batch).__name__}")
-    return batch
-
-
-def labelled_of(batch: Batch) -> Labelled:
-    """Returns ``batch`` if it holds labelled completions, else raises ValueError."""
-    if not isinstance(batch, Labelled):
-        raise ValueError(f"this loss reads labelled completions, and was given {type(batch).__name__}")
-    return batch
-
-
-def row_weights(batch: Batch, like: Tensor) -> Tensor:
-    """Returns the weights of the rows, ``[N]``, ones where the batch carries none, in the dtype of ``like``."""
-    if batch.weight is None:
-        return torch.ones(len(batch), dtype=like.dtype, device=like.device)
-    return batch.weight.detach().to(like)
-
-
-def weighted_total(values: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
-    """Returns the detached 0-dim sum of ``values [N]``, weighted as the rows are; rows of weight 0 add nothing."""
-    weights = row_weights(batch, values)
-    counts = weights != 0 if where is None else where & (weights != 0)
-    return (where_mask(values.detach(), counts) * weights).sum()
-
-
-def row_metric(values: Tensor, batch: Batch, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns (sum, count) of ``values [N]`` over the rows in ``where`` that count, that is whose weight is not 0."""
-    counts = row_weights(batch, values) != 0
-    return mean_metric(values, counts if where is None else counts & where)
-
-
-def pair_output(pairs: Pairs, loss: Tensor, beta: float, metrics: Metrics | None = None) -> LossOutput:
-    """Returns ``loss [N]`` with the implicit rewards ``beta * log_ratios`` of a reference-based pairwise loss."""
-    return LossOutput(
-        loss=loss,
-        chosen_rewards=beta * pairs.chosen.log_ratios.detach(),
-        rejected_rewards=beta * pairs.rejected.log_ratios.detach(),
-        metrics=metrics or {},
-    )
-
-
-# ---- shared checks of options ------------------------------------------------------------------------------------
-
-
-def check_positive(name: str, value: float) -> float:
-    """Returns ``value`` if it is finite and > 0, else raises ValueError naming the option."""
-    if not (0 < value < float("inf")):
-        raise ValueError(f"{name} must be a finite number > 0, found {value!r}")
-    return value
-
-
-def check_non_negative(name: str, value: float) -> float:
-    """Returns ``value`` if it is finite and >= 0, else raises ValueError naming the option."""
-    if not (0 <= value < float("inf")):
-        raise ValueError(f"{name} must be a finite number >= 0, found {value!r}")
-    return value
-
-
-def check_interval(name: str, value: float, low: float, high: float, *, closed: bool = False) -> float:
-    """Returns ``value`` if low <= value < high (<= high where ``closed``), else raises ValueError naming the option."""
-    if not (low <= value < high or (closed and value == high)):
-        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, found {value!r}")
-    return value
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Returns ``value`` if it is one of ``allowed``, else raises ValueError naming the option."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-    return value

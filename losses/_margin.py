@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, check_positive, pair_output, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
 
 
 class MarginLoss(Loss):

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Metrics, Scored, Totals, row_metric, row_weights, weighted_total, where_mask
+from ._base import Batch, Metrics, Scored, Totals, where_mask
+from ._rows import row_metric, row_weights, weighted_total
 
 Reduction = Literal["token", "example", "sum"]
 

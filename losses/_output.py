@@ -1,10 +1,20 @@
-"""What losses without a reference report as rewards, and the third completion that some of them need."""
+"""What losses report as rewards, with a reference and without, and the third completion that some of them need."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import LossOutput, Pairs, Scored
+from ._base import LossOutput, Metrics, Pairs, Scored
+
+
+def pair_output(pairs: Pairs, loss: Tensor, beta: float, metrics: Metrics | None = None) -> LossOutput:
+    """Returns ``loss [N]`` with the implicit rewards ``beta * log_ratios`` of a reference-based pairwise loss."""
+    return LossOutput(
+        loss=loss,
+        chosen_rewards=beta * pairs.chosen.log_ratios.detach(),
+        rejected_rewards=beta * pairs.rejected.log_ratios.detach(),
+        metrics=metrics or {},
+    )
 
 
 def sum_output(pairs: Pairs, loss: Tensor, beta: float) -> LossOutput:

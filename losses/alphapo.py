@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._base import LossOutput, Needs, Pairs, Scored, check_non_negative
+from ._base import LossOutput, Needs, Pairs, Scored
+from ._checks import check_non_negative
 from .dpo import DPO
 
 EXPONENT = 80.0  # exp of more than this overflows float32 once it is scaled

@@ -7,20 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Pairs,
-    Totals,
-    check_interval,
-    check_positive,
-    log_sigmoid,
-    pair_output,
-    pairs_of,
-    row_weights,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, log_sigmoid, pairs_of
+from ._checks import check_interval, check_positive
+from ._output import pair_output
+from ._rows import row_weights
 
 
 class AOT(Loss):

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, check_positive, pair_output, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
 
 
 class APO(Loss):

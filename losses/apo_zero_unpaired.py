@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, check_non_negative, check_positive, labelled_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, labelled_of
+from ._checks import check_non_negative, check_positive
 from .kto import value_loss
 
 

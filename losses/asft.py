@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, check_non_negative, pairs_of, row_metric
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
+from ._checks import check_non_negative
 from ._odds import CERTAIN, log1mexp
 from ._output import mean_output
+from ._rows import row_metric
 
 
 class ASFT(Loss):

@@ -5,18 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_positive,
-    labelled_of,
-    log_sigmoid,
-    row_weights,
-    weighted_total,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, labelled_of, log_sigmoid
+from ._checks import check_positive
+from ._rows import row_weights, weighted_total
 
 
 class BCO(Loss):

@@ -5,21 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_interval,
-    check_non_negative,
-    check_positive,
-    log_sigmoid,
-    pair_output,
-    pairs_of,
-    row_weights,
-    weighted_total,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_interval, check_non_negative, check_positive
+from ._output import pair_output
+from ._rows import row_weights, weighted_total
 
 LOWEST_BETA = 1e-3
 

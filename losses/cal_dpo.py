@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_non_negative,
-    check_positive,
-    log_sigmoid,
-    pair_output,
-    pairs_of,
-    row_metric,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_non_negative, check_positive
+from ._output import pair_output
+from ._rows import row_metric
 
 
 class CalDPO(Loss):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, check_positive, pair_output, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
 from ._shift import column
 
 

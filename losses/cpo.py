@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Batch, LossOutput, Needs, Pairs, Totals, check_non_negative, pairs_of
+from ._base import Batch, LossOutput, Needs, Pairs, Totals, pairs_of
+from ._checks import check_non_negative
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._output import sum_output
 from .dpo import DPO

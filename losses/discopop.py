@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import check_interval, log_sigmoid
+from ._base import log_sigmoid
+from ._checks import check_interval
 from ._margin import MarginLoss
 
 

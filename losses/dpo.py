@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ._base import check_interval, log_sigmoid
+from ._base import log_sigmoid
+from ._checks import check_interval
 from ._margin import MarginLoss
 
 

@@ -6,19 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_non_negative,
-    check_positive,
-    log_sigmoid,
-    pair_output,
-    pairs_of,
-    row_metric,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_non_negative, check_positive
+from ._output import pair_output
+from ._rows import row_metric
 
 
 class DPOP(Loss):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Loss, Totals, check_interval
+from ._base import Loss, Totals
+from ._checks import check_interval
 from .group_robust import GroupRobust
 from .sft import SFT
 

@@ -9,20 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Facts,
-    Loss,
-    LossOutput,
-    Metrics,
-    Needs,
-    Totals,
-    check_interval,
-    check_non_negative,
-    mean_metric,
-    row_weights,
-    where_mask,
-)
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, where_mask
+from ._checks import check_interval, check_non_negative
+from ._rows import mean_metric, row_weights
 from .dpo import DPO
 
 

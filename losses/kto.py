@@ -8,20 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Facts,
-    Labelled,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_non_negative,
-    check_positive,
-    labelled_of,
-    row_weights,
-    weighted_total,
-)
+from ._base import Batch, Facts, Labelled, Loss, LossOutput, Needs, Totals, labelled_of
+from ._checks import check_non_negative, check_positive
+from ._rows import row_weights, weighted_total
 
 
 class KTO(Loss):

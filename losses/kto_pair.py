@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_positive,
-    pair_output,
-    pairs_of,
-    row_weights,
-    weighted_total,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
+from ._rows import row_weights, weighted_total
 
 
 class KTOPair(Loss):

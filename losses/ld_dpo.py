@@ -5,19 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Scored,
-    Totals,
-    check_interval,
-    check_positive,
-    log_sigmoid,
-    pairs_of,
-    where_mask,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Scored, Totals, log_sigmoid, pairs_of, where_mask
+from ._checks import check_interval, check_positive
 
 
 class LDDPO(Loss):

@@ -7,20 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Facts,
-    Loss,
-    LossOutput,
-    Needs,
-    Scored,
-    Totals,
-    check_non_negative,
-    pairs_of,
-    row_metric,
-    where_mask,
-)
+from ._base import Batch, Facts, Loss, LossOutput, Needs, Scored, Totals, pairs_of, where_mask
+from ._checks import check_non_negative
 from ._margin import margin_base
+from ._rows import row_metric
 from .dpo import DPO
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, check_positive, log_sigmoid, pair_output, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
 
 
 class NCA(Loss):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ._base import Loss, Pairs, check_non_negative
+from ._base import Loss, Pairs
+from ._checks import check_non_negative
 from ._shift import ShiftedLoss, column
 
 

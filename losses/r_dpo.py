@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Loss, Pairs, check_non_negative
+from ._base import Loss, Pairs
+from ._checks import check_non_negative
 from ._shift import ShiftedLoss
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ._base import Batch, LossOutput, Needs, Totals, check_non_negative, pairs_of
+from ._base import Batch, LossOutput, Needs, Totals, pairs_of
+from ._checks import check_non_negative
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from .dpo import DPO
 

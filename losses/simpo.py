@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import LossOutput, Needs, Pairs, check_non_negative
+from ._base import LossOutput, Needs, Pairs
+from ._checks import check_non_negative
 from ._output import mean_output
 from .dpo import DPO
 

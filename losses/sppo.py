@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, check_positive, pair_output, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, pairs_of
+from ._checks import check_positive
+from ._output import pair_output
 from ._shift import column
 
 

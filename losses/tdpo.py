@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_non_negative,
-    check_positive,
-    log_sigmoid,
-    pairs_of,
-    row_metric,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_non_negative, check_positive
+from ._rows import row_metric
 
 
 class TDPO(Loss):

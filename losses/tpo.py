@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Totals,
-    check_non_negative,
-    check_positive,
-    log_sigmoid,
-    pairs_of,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._checks import check_non_negative, check_positive
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._output import gold_of, mean_output, sum_output
 

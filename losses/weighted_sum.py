@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, row_metric
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals
+from ._rows import row_metric
 from .dpo import DPO
 from .sft import SFT
 

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import (
-    Batch,
-    Loss,
-    LossOutput,
-    Needs,
-    Scored,
-    Totals,
-    check_positive,
-    log_sigmoid,
-    pair_output,
-    pairs_of,
-    row_metric,
-    where_mask,
-)
+from ._base import Batch, Loss, LossOutput, Needs, Scored, Totals, log_sigmoid, pairs_of, where_mask
+from ._checks import check_positive
+from ._output import pair_output
+from ._rows import row_metric
 
 
 class WPO(Loss):
