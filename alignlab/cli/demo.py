@@ -186,7 +186,8 @@ def evaluate(path: Path, reference: Path, seed: int) -> Figures:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from alignlab.data import toy
-    from alignlab.sampling import generate, sequence_kl, texts
+    from alignlab.evaluation import sequence_kl
+    from alignlab.sampling import generate, texts
 
     model, other = (AutoModelForCausalLM.from_pretrained(one) for one in (path, reference))
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -209,7 +210,7 @@ def pair_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> flo
     """Returns the share of pairs whose chosen completion is likelier under the model than the rejected one."""
     from alignlab.data import prepare as tokenise
     from alignlab.data import sequence
-    from alignlab.sampling import log_likelihoods
+    from alignlab.evaluation import log_likelihoods
 
     pairs = list(tokenise(rows, tokenizer, progress=False).dataset)
     chosen, rejected = (

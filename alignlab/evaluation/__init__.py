@@ -3,8 +3,9 @@
 Never here: the trainer, or a change to a weight.
 """
 
+from .figures import flat
 from .in_training import AnswerMetrics
-from .measure import flat
+from .likelihoods import log_likelihoods, sequence_kl
 from .samples import SampleAnswers
 from .saved import EvalOptions, evaluate
 
@@ -14,4 +15,6 @@ __all__ = [
     "SampleAnswers",
     "evaluate",
     "flat",
+    "log_likelihoods",
+    "sequence_kl",
 ]

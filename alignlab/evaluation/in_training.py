@@ -18,8 +18,9 @@ from alignlab.reference import REFERENCE, AdapterOff, Frozen, OtherAdapter
 from alignlab.runtime import from_main, is_main, unwrap
 from alignlab.sampling import end_tokens
 
-from .dialogues import read_dialogues
-from .measure import AnswerRow, Runner, answer_figures, answer_rows, first_of_each_prompt, judge_answers
+from .answers import AnswerRow, Runner, answer_rows, judge_answers
+from .drawing import Sampling
+from .figures import answer_figures
 
 logger = logging.getLogger(__name__)
 
@@ -85,18 +86,19 @@ class AnswerMetrics:
         args = self.args
         if not args.eval_generations:
             return {}
-        dataset = evaluated.dataset
-        places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, args.eval_generations)}
-        rows = answer_rows(
-            policy,
-            self.tokenizer,
-            dataset,
+        sampling = Sampling(
             args.eval_generations,
-            read_dialogues(self.source_of(dataset), places).get,
-            self.reference,
             seed=args.seed,
             max_new_tokens=args.eval_max_new_tokens,
             batch_size=args.per_device_eval_batch_size,
+        )
+        rows = answer_rows(
+            policy,
+            self.tokenizer,
+            evaluated.dataset,
+            sampling,
+            self.source_of(evaluated.dataset),
+            self.reference,
             mode=self.mode,
             autocast=self.autocast,
         )

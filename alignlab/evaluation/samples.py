@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from alignlab.runtime import is_main, unwrap
-from alignlab.sampling import end_tokens, sample_answers
+from alignlab.sampling import end_tokens, sample_answers, texts
 
-from .measure import first_of_each_prompt
+from .drawing import first_of_each_prompt
 
 logger = logging.getLogger(__name__)
 FILE = "samples.json"
@@ -80,8 +80,8 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
 
     def _answers(self, model: nn.Module) -> list[tuple[str, int]]:
         answers = sample_answers(model, self.tokenizer, self.prompts, None, max_new_tokens=self.max_new_tokens)
-        texts = [self.tokenizer.decode(one.completion, skip_special_tokens=True) for one in answers]
-        return [(text, len(one.completion)) for text, one in zip(texts, answers, strict=True)]
+        written = texts(self.tokenizer, answers)
+        return [(text, len(one.completion)) for text, one in zip(written, answers, strict=True)]
 
     def _write(self) -> None:
         if is_main():

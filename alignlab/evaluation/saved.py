@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from alignlab import models
 from alignlab.config import Dtype, ModelOptions
@@ -21,17 +21,10 @@ from alignlab.judges import Judge, build_judge
 from alignlab.runtime import describe_environment
 from alignlab.scoring import choose_layout
 
-from .dialogues import read_dialogues
-from .measure import (
-    AnswerRow,
-    PairRow,
-    answer_figures,
-    answer_rows,
-    first_of_each_prompt,
-    judge_answers,
-    pair_figures,
-    score_pairs,
-)
+from .answers import AnswerRow, answer_rows, judge_answers
+from .drawing import Sampling
+from .figures import answer_figures, pair_figures
+from .pairs import PairRow, score_pairs
 
 Result = dict[str, Any]
 
@@ -93,7 +86,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     Raises:
         ValueError: bad rows (file and line), options that contradict, a judge that does not exist.
     """
-    state = PartialState(cpu=not _has_accelerator())
+    state = PartialState(cpu=not torch.accelerator.is_available())
     say = say if state.is_main_process else lambda _: None
     judge = None if options.judge is None or not state.is_main_process else build_judge(options.judge)
     with _named("--tokenizer" if options.tokenizer else "model"):
@@ -114,7 +107,9 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     answers: list[AnswerRow] = []
     if options.generate:
         say(f"sampling {options.generate * options.samples} answers")
-        answers = _answers(options, policy, reference, tokenizer, prepared.dataset, mode)
+        asked = Sampling(options.generate, options.samples, options.seed, options.max_new_tokens, options.batch_size)
+        runner = None if reference is None else lambda: nullcontext(reference)
+        answers = answer_rows(policy, tokenizer, prepared.dataset, asked, options.data, runner, mode=mode)
     if not state.is_main_process:
         return {}
     if judge is not None:
@@ -123,30 +118,6 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     result = _result(options, prepared.report, pairs, answers, judge)
     _write(options, result, pairs, answers)
     return result
-
-
-def _answers(
-    options: EvalOptions,
-    policy: nn.Module,
-    reference: nn.Module | None,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Any,
-    mode: Any,
-) -> list[AnswerRow]:
-    places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, options.generate)}
-    return answer_rows(
-        policy,
-        tokenizer,
-        dataset,
-        options.generate,
-        read_dialogues(options.data, places).get,
-        None if reference is None else lambda: nullcontext(reference),
-        samples=options.samples,
-        seed=options.seed,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
-        mode=mode,
-    )
 
 
 def _model_options(options: EvalOptions, path: str) -> ModelOptions:
@@ -167,12 +138,6 @@ def _load(options: EvalOptions, path: str, device: Any) -> nn.Module:
     model: Any = models.load_model(_model_options(options, path)).requires_grad_(False).eval()
     loaded: nn.Module = model if models.is_quantised(model) else model.to(device)
     return loaded
-
-
-def _has_accelerator() -> bool:
-    import torch
-
-    return bool(torch.accelerator.is_available())
 
 
 # ---- what is written -------------------------------------------------------------------------------------

@@ -3,14 +3,7 @@
 Never here: a verdict on an answer, or a data set.
 """
 
-from .chat import generate, log_likelihoods, sequence_kl, texts
+from .chat import generate, texts
 from .local import end_tokens, sample_answers
 
-__all__ = [
-    "end_tokens",
-    "generate",
-    "log_likelihoods",
-    "sample_answers",
-    "sequence_kl",
-    "texts",
-]
+__all__ = ["end_tokens", "generate", "sample_answers", "texts"]

@@ -1,8 +1,9 @@
-"""Answers sampled so that each depends on its own seed alone, whatever batch or rank it is drawn in."""
+"""Answers drawn from a model in this process: greedy, each by a seed of its own, or all by one seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from alignlab import models
 from alignlab.data import ScoredSequence
 from alignlab.runtime import evaluating, unwrap
+
+Seeds = Sequence[int] | int | None  # of each answer; of all answers of a call together; or greedy
 
 # The distribution as it is: a model's own generation config may bend it, and then no estimate of a KL would hold.
 _UNTOUCHED: dict[str, Any] = {
@@ -29,9 +32,13 @@ _UNTOUCHED: dict[str, Any] = {
 
 
 class SeededGumbel(LogitsProcessor):  # type: ignore[misc]
-    """Makes the greedy choice a sample of softmax(logits): adds -log E, E ~ Exp(1), from one generator a row.
+    """Makes the greedy choice a sample of softmax(logits): adds -log E, E ~ Exp(1).
 
     Source: the Gumbel-max trick, Maddison et al. 2014, "A* Sampling", section 2.
+
+    Args:
+        seeds: one a row, so that its noise is the same in any batch; or a single one, whose generator serves all rows
+            of all calls. On a CPU it then chooses what ``torch.multinomial`` would, which divides by the same E.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -39,54 +46,59 @@ class SeededGumbel(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the scores ``[N, V]`` in float32 with noise."""
-        width, tiny = scores.shape[-1], torch.finfo(torch.float32).tiny
-        rows = [torch.empty(width).exponential_(generator=one).clamp_(min=tiny) for one in self.generators]
-        return scores.float() - torch.stack(rows).log().to(scores.device)
+        shape = len(scores) // len(self.generators), scores.shape[-1]
+        noise = torch.cat([torch.empty(shape).exponential_(generator=one) for one in self.generators])
+        return scores.float() - noise.clamp_(min=torch.finfo(torch.float32).tiny).log().to(scores.device)
 
 
 def sample_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[ArrayLike],
-    seeds: Sequence[int] | None,
+    seeds: Seeds,
     *,
     max_new_tokens: int = 128,
     batch_size: int = 16,
 ) -> list[ScoredSequence]:
     """Returns one answer to each prompt (token ids), sampled from the model's own distribution, or greedy.
 
-    Prompts are padded on the left. Every token of an answer counts, its EOS included; what follows EOS is cut.
+    Prompts are padded on the left. Every token of an answer counts, its EOS included; what follows EOS is cut. Torch's
+    own generators are neither read nor moved.
 
     Args:
-        seeds: of each answer; None decodes greedily.
+        seeds: of each answer, which then depends on its own seed alone, whatever batch or rank it is drawn in; or one
+            seed for the whole call, where the batch matters; None decodes greedily.
 
     Raises:
         ValueError: the tokenizer and the model name no EOS token, so that no answer would ever end.
     """
     inner = unwrap(model)
-    ends = end_tokens(inner, tokenizer)
-    config = GenerationConfig(
-        **_UNTOUCHED,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=models.pad_token_id(tokenizer),
-    )
-    device, answers = next(inner.parameters()).device, []
+    ends, pad = end_tokens(inner, tokenizer), models.pad_token_id(tokenizer)
+    config = GenerationConfig(**_UNTOUCHED, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad)
+    device, answers = next(inner.parameters()).device, list[ScoredSequence]()
     with evaluating(model):
-        for start in range(0, len(prompts), batch_size):
+        for start, noise in zip(range(0, len(prompts), batch_size), _noise(seeds, batch_size), strict=False):
             batch = [np.asarray(prompt).tolist() for prompt in prompts[start : start + batch_size]]
-            inputs = _left_padded(batch, models.pad_token_id(tokenizer)).to(device)
-            mask = _left_padded([[1] * len(prompt) for prompt in batch], 0).to(device)
-            noise = [] if seeds is None else [SeededGumbel(seeds[start : start + batch_size])]
+            inputs = _left_padded(batch, pad)
             output = inner.generate(
-                input_ids=inputs,
-                attention_mask=mask,
+                input_ids=inputs.to(device),
+                attention_mask=_left_padded([[1] * len(prompt) for prompt in batch], 0).to(device),
                 generation_config=config,
                 logits_processor=LogitsProcessorList(noise),
             )
             rows = output[:, inputs.shape[1] :].tolist()
             answers += [_answer(prompt, row, ends) for prompt, row in zip(batch, rows, strict=True)]
     return answers
+
+
+def _noise(seeds: Seeds, batch_size: int) -> Iterator[list[SeededGumbel]]:
+    """Yields what each batch's logits go through."""
+    if seeds is None:
+        yield from repeat([])
+    elif isinstance(seeds, int):
+        yield from repeat([SeededGumbel([seeds])])
+    else:
+        yield from ([SeededGumbel(seeds[at : at + batch_size])] for at in range(0, len(seeds), batch_size))
 
 
 def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:

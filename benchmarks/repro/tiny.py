@@ -16,7 +16,8 @@ from world import LENGTH, TOPICS, WORDS, Row, World
 
 from alignlab.cli.demo import CHAT_TEMPLATE
 from alignlab.config.arguments import PreferenceConfig
-from alignlab.sampling.chat import generate, log_likelihoods, sequence_kl, texts
+from alignlab.evaluation import log_likelihoods, sequence_kl
+from alignlab.sampling import generate, texts
 from alignlab.training.trainer import PreferenceTrainer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

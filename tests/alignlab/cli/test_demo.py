@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignlab.cli import demo
-from alignlab.sampling.chat import generate, sequence_kl
+from alignlab.evaluation import sequence_kl
+from alignlab.sampling import generate
 
 
 @pytest.fixture

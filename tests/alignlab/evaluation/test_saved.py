@@ -1,15 +1,13 @@
-"""`alignlab eval`: rows scored and answers sampled exactly, figures by hand, files, errors, ranks."""
+"""`alignlab eval`: figures, files, errors, ranks, and the page that explains them."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +18,11 @@ from making import make_model, make_rows, make_tokenizer
 
 from alignlab.cli import main
 from alignlab.cli.evaluate import _parser, read_judge
-from alignlab.config.arguments import PreferenceConfig
-from alignlab.data import prepare
-from alignlab.data.collate import sequence
-from alignlab.evaluation.dialogues import read_dialogues
+from alignlab.config import PreferenceConfig
+from alignlab.evaluation import EvalOptions, evaluate, flat
 from alignlab.evaluation.in_training import LOGGED
-from alignlab.evaluation.measure import (
-    AnswerRow,
-    PairRow,
-    answer_figures,
-    answer_rows,
-    first_of_each_prompt,
-    flat,
-    pair_figures,
-    score_pairs,
-)
-from alignlab.evaluation.saved import EvalOptions, evaluate
-from alignlab.judges.build import build_judge
-from alignlab.judges.judge import DISAGREE, Verdict
-from alignlab.sampling.chat import log_likelihoods, sequence_kl
-from alignlab.sampling.local import SeededGumbel, sample_answers
-from alignlab.scoring.probe import choose_layout
-from alignlab.training.trainer import PreferenceTrainer
-
-PAD = 0
-
-
-@pytest.fixture(scope="module")
-def policy() -> Any:
-    return make_model(0)
-
-
-@pytest.fixture(scope="module")
-def other() -> Any:
-    return make_model(1)
-
-
-@pytest.fixture(scope="module")
-def dataset(tokenizer: Any) -> Any:
-    return prepare(make_rows(7, groups=("a", "b")), tokenizer, progress=False).dataset
+from alignlab.judges import build_judge
+from alignlab.training import PreferenceTrainer
 
 
 @pytest.fixture(scope="module")
@@ -72,184 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (path / "judge.py").write_text("def letters(prompt, completion):\n    return completion.count('e') - len(prompt)\n")
     return path
-
-
-# ---- rows --------------------------------------------------------------------------------------------------------
-
-
-def test_pairs_are_scored_as_a_plain_forward_does(policy: Any, other: Any, dataset: Any) -> None:
-    """Sums over completion tokens, under both models; packed or padded, whatever the batch."""
-    rows = score_pairs(policy, dataset, PAD, other, batch_size=3)
-    assert [row.row for row in rows] == list(range(7))
-    for name in ("chosen", "rejected"):
-        sequences = [sequence(row, name) for row in dataset]
-        for model, prefix in ((policy, ""), (other, "ref_")):
-            expected = log_likelihoods(model, sequences, PAD).tolist()
-            assert [getattr(row, f"{prefix}{name}_logp") for row in rows] == pytest.approx(expected, abs=1e-3)
-        assert [getattr(row, f"{name}_tokens") for row in rows] == [int(one.mask.sum()) for one in sequences]
-    assert [row.group for row in rows] == list(dataset["group"])
-    mode = choose_layout("packed", [policy, other], PAD)
-    packed = score_pairs(policy, dataset, PAD, other, batch_size=7, mode=mode)
-    for one, two in zip(rows, packed, strict=True):
-        assert [one.chosen_logp, one.ref_rejected_logp] == pytest.approx(
-            [two.chosen_logp, two.ref_rejected_logp], abs=1e-3
-        )
-
-
-def test_figures_of_pairs() -> None:
-    """Two rows, beta 1/2: rewards 1/2 (-1 + 2) = 1/2 against 0, and 1/2 (-3 + 2) = -1/2 against 0."""
-    rows = [
-        PairRow(0, "f:1", "a", -1.0, -4.0, 1, 2, -2.0, -4.0),
-        PairRow(1, "f:2", "b", -3.0, -2.0, 3, 1, -2.0, -2.0),
-    ]
-    figures = pair_figures(rows, beta=0.5)
-    assert figures["preference"]["accuracy"] == 0.5
-    assert figures["calibration"]["margin"] == 0
-    assert figures["calibration"]["nll"] == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(0.5))) / 2)
-    assert figures["likelihood"]["accuracy"] == 0.5  # -1 > -4, but -3 < -2
-    assert figures["likelihood"]["accuracy_per_token"] == 1.0  # -1 > -2 and -1 > -2
-    assert figures["displacement"]["chosen_fell"] == 0.5
-    assert figures["group"]["worst_group"] == "b"
-    assert figures["groups"]["a"]["accuracy"] == 1.0
-    assert figures["length"]["accuracy_chosen_longer"] == 0.0
-    alone = pair_figures([PairRow(0, "f:1", None, -1.0, -4.0, 1, 2)], beta=0.5)
-    assert alone["calibration"]["margin"] == 1.5
-    assert not {"displacement", "groups", "group"} & alone.keys()
-
-
-def test_noise_makes_the_greedy_choice_a_sample() -> None:
-    """4,000 seeds on three logits: frequencies within four standard errors of the softmax."""
-    logits = torch.tensor([0.0, 1.0, -1.0])
-    choices = SeededGumbel(range(4000))(torch.zeros(4000, 1), logits.expand(4000, 3)).argmax(-1)
-    for token, share in enumerate(logits.softmax(-1).tolist()):
-        assert abs(float((choices == token).float().mean()) - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-
-
-def test_an_answer_depends_on_its_own_seed_alone(policy: Any, dataset: Any, tokenizer: Any) -> None:
-    """Batches of one or of seven, or another order, draw the same answers; another seed does not."""
-    prompts = list(dataset.with_format("numpy")["prompt_ids"])
-    options = {"max_new_tokens": 12}
-
-    def drawn(seeds: list[int], order: list[int], **more: Any) -> dict[int, list[int]]:
-        answers = sample_answers(policy, tokenizer, [prompts[i] for i in order], seeds, **options, **more)
-        return dict(zip(order, [one.completion.tolist() for one in answers], strict=True))
-
-    forward, backward = list(range(7)), list(range(6, -1, -1))
-    whole = drawn(forward, forward, batch_size=7)
-    assert drawn(forward, forward, batch_size=1) == whole
-    assert drawn(backward, backward, batch_size=3) == whole
-    assert drawn([one + 100 for one in forward], forward) != whole
-    greedy = sample_answers(policy, tokenizer, prompts, None, **options)
-    assert [one.completion.tolist() for one in greedy] != [whole[i] for i in forward]
-
-
-def test_the_models_own_generation_config_does_not_bend_the_distribution(dataset: Any, tokenizer: Any) -> None:
-    prompts, plain = [dataset[0]["prompt_ids"]] * 3, make_model(0)
-    bent: Any = make_model(0)
-    bent.generation_config.update(top_k=1, temperature=0.1, repetition_penalty=9.0, do_sample=True, min_new_tokens=9)
-    drawn = [
-        [one.completion.tolist() for one in sample_answers(model, tokenizer, prompts, [1, 2, 3], max_new_tokens=8)]
-        for model in (plain, bent)
-    ]
-    assert drawn[0] == drawn[1]
-
-
-def test_answers_end_with_any_end_token(policy: Any, dataset: Any, tokenizer: Any) -> None:
-    """The sixth token of the greedy answer is made an end: the answer is cut behind it."""
-    [answer] = sample_answers(policy, tokenizer, [dataset[0]["prompt_ids"]], None, max_new_tokens=12)
-    end = int(answer.completion[5])
-    ending: Any = make_model(0)
-    ending.generation_config.eos_token_id = [1, end]
-    [cut] = sample_answers(ending, tokenizer, [dataset[0]["prompt_ids"]], None, max_new_tokens=12)
-    length = answer.completion.tolist().index(end) + 1
-    assert cut.completion.tolist() == answer.completion.tolist()[:length]
-
-
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_answers_are_scored_under_both_models(
-    layout: str, policy: Any, other: Any, dataset: Any, tokenizer: Any
-) -> None:
-    """log p, its ratio to the reference and the KL over the whole vocabulary, against separate plain forwards."""
-    mode = choose_layout(layout, [policy, other], PAD)
-    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 8, "batch_size": 3, "mode": mode}
-    rows = answer_rows(policy, tokenizer, dataset, 4, lambda _: None, lambda: nullcontext(other), **options)
-    assert [(row.row, row.sample) for row in rows] == [(n, k) for n in range(4) for k in range(2)]
-    prompts = [dataset[row.row]["prompt_ids"] for row in rows]
-    seeds = [row.row * 2 + row.sample for row in rows]
-    answers = sample_answers(policy, tokenizer, prompts, seeds, max_new_tokens=8)
-    assert [row.tokens for row in rows] == [len(one.completion) for one in answers]
-    mine, theirs = (log_likelihoods(model, answers, PAD).tolist() for model in (policy, other))
-    assert [row.logp for row in rows] == pytest.approx(mine, abs=1e-3)
-    assert [sum(row.log_ratios) for row in rows] == pytest.approx(np.subtract(mine, theirs).tolist(), abs=1e-3)
-    kl = sequence_kl(policy, other, answers, PAD).tolist()
-    assert [sum(row.token_kl) for row in rows] == pytest.approx(kl, abs=1e-3)
-    assert min(kl) > 0.01
-    assert [row.reference for row in rows[::2]] == [one["chosen"] for one in make_rows(7, groups=("a", "b"))[:4]]
-
-
-def test_figures_of_answers() -> None:
-    """Two judged answers and an unjudged one; rewards 1 and 3 on lengths 2 and 4: slope 1."""
-    verdicts = [Verdict(1.0, 1.0, 0.0), Verdict(0.5, 3.0, 3.0, note=DISAGREE), Verdict(None, note="no")]
-    rows = [
-        AnswerRow(n, 0, "f", "p", f"answer {n}", "gold", 2 * n + 2, 2, n < 2, -1.0, [0.5], [0.25], verdict)
-        for n, verdict in enumerate(verdicts)
-    ]
-    figures = answer_figures(rows)
-    assert figures["length"] == {
-        "tokens": 4.0,
-        "reference_length": 2.0,
-        "growth": 1.0,
-        "longer": pytest.approx(2 / 3),
-        "finished": pytest.approx(2 / 3),
-    }
-    assert figures["win"]["win_rate"] == 0.75
-    assert (figures["win"]["unjudged"], figures["win"]["disagreed"]) == (1, 1)
-    assert figures["reward"] == {
-        "mean": 2.0,
-        "error": pytest.approx(1.0),
-        "length_pearson": pytest.approx(1.0),
-        "length_spearman": pytest.approx(1.0),
-        "length_slope": pytest.approx(1.0),
-    }
-    assert figures["kl"]["k1"] == 0.5
-    assert figures["kl"]["exact"] == 0.25
-    assert figures["diversity"]["unique"] == 1.0
-    assert flat({"a": {"b": 1, "c": math.nan, "d": "text"}, "e": [1]}) == {"a/b": 1.0}
-
-
-def test_only_judged_answers_count(caplog: pytest.LogCaptureFixture) -> None:
-    row = AnswerRow(0, 0, "f", "p", "x", "y", 1, 1, True, -1.0, [], [], Verdict(None, note="no"))
-    assert answer_figures([row])["win"] == {"unjudged": 1, "disagreed": 0}
-
-
-def test_prompts_are_taken_once(tokenizer: Any) -> None:
-    rows = make_rows(5)
-    for one, other in ((1, 0), (3, 2)):
-        rows[one]["prompt"] = rows[other]["prompt"]
-    dataset = prepare(rows, tokenizer, progress=False).dataset
-    assert first_of_each_prompt(dataset, 2) == [0, 2]
-    assert first_of_each_prompt(dataset, 99) == [0, 2, 4]
-
-
-def test_dialogues_stand_as_in_the_data(tmp_path: Path) -> None:
-    """Messages stay messages, text stays text; the place is file and line."""
-    rows: list[dict[str, Any]] = [
-        {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
-        {
-            "prompt": [{"role": "user", "content": "Hi"}],
-            "chosen": [{"role": "assistant", "content": "Hello!"}],
-            "rejected": [{"role": "assistant", "content": "?"}],
-        },
-        {"prompt": "Or?", "completion": "Yes.", "label": True},
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found = read_dialogues(str(path), {f"{path}:{line}" for line in (1, 2, 3, 9)})
-    assert found == {
-        f"{path}:1": ("Why?", "So."),
-        f"{path}:2": ([{"role": "user", "content": "Hi"}], "Hello!"),
-        f"{path}:3": ("Or?", "Yes."),
-    }
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -374,6 +160,7 @@ def test_two_ranks_measure_what_one_process_does(folder: Path, tmp_path: Path) -
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
+
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
