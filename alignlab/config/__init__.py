@@ -6,7 +6,7 @@ Never here: a model or a row: what is told is checked before anything is opened.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .options import DataConfig, Dtype, ModelOptions
+from .options import DataConfig, Dtype, ModelOptions, holds_adapter
 from .parser import Key, Values, parse_yaml, read_yaml, readable_type, split_command_line, unknown_key, write_yaml
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "Values",
     "duration",
     "find_config",
+    "holds_adapter",
     "load_config",
     "parse_yaml",
     "read_yaml",

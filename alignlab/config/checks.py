@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from .options import DataConfig, ModelOptions
+from .options import DataConfig, ModelOptions, holds_adapter
 from .parser import Schema, Values, unknown_key
 
 _SOURCE_KEYS = ("path", "weight", "split", "name", "columns")
@@ -186,8 +185,7 @@ def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | Non
     if peft is not None and model.adapter is not None:
         raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
     has_adapter = peft is not None or model.adapter is not None
-    adapter_folder = (Path(model.name_or_path) / "adapter_config.json").is_file()
-    if not has_adapter and not adapter_folder:
+    if not has_adapter and not holds_adapter(model.name_or_path):
         for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):
             if getattr(model, name):
                 raise ValueError(f"model.{name}: needs an adapter; add a block such as `peft: {{r: 16}}`")

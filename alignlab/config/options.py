@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Source = dict[str, Any]  # {path, weight, split, name, columns}: one part of a mixture
@@ -44,3 +45,8 @@ class DataConfig:
     eval_rows: int | None = field(
         default=None, metadata={"help": "Hold that many rows of `train` out for evaluation, chosen by their content."}
     )
+
+
+def holds_adapter(path: str | Path) -> bool:
+    """True for a folder with a saved PEFT adapter, which names its base model: it can stand where a model does."""
+    return (Path(path) / "adapter_config.json").is_file()

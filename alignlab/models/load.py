@@ -1,13 +1,10 @@
-"""Policy, tokenizer, 4-bit base and adapters: from names and options to modules."""
+"""Policy and tokenizer, from names and options to modules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,11 +13,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignlab.config import ModelOptions
+from alignlab.config import ModelOptions, holds_adapter
 from alignlab.runtime import is_sharded_at_load
 
-# Ways to initialise an adapter that leave the base weights as they were; PiSSA, OLoRA, CorDA and LoftQ rewrite them.
-_INITS_THAT_LEAVE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+from .adapters import base_path
+from .quantised import guard_quantised, prepare_quantised
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
@@ -68,10 +65,8 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
     """
     path = path or options.name_or_path
     adapter = options.adapter if path == options.name_or_path else None
-    if (Path(path) / "adapter_config.json").is_file():
-        from peft import PeftConfig
-
-        adapter, path = path, PeftConfig.from_pretrained(path).base_model_name_or_path
+    if holds_adapter(path):
+        adapter, path = path, base_path(path)
     quantised = quantisation(options)
     model = AutoModelForCausalLM.from_pretrained(
         path,
@@ -97,88 +92,3 @@ def _local_device() -> torch.device:
     from accelerate import PartialState
 
     return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """True if the base weights are stored in 4 or 8 bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
-
-
-def guard_quantised(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
-
-    There bitsandbytes 0.50.2 repacks the weights of every ``Linear4bit`` in a forward in eval mode; training then
-    takes an op without autograd: LoRA gradients are 75% wrong and saved weights corrupt, with only a warning. The
-    flag is per module, so it has to be set on each before the first forward.
-    """
-    if not is_quantised(model):
-        return
-    import bitsandbytes as bnb
-
-    for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                raise ValueError(
-                    f"the 4-bit weights of {name} are already repacked for CPU inference: gradients through them are "
-                    "wrong. Load the model anew and give it to alignlab before running it in eval mode"
-                )
-            module.support_avx512bf16_for_cpu = False
-
-
-def prepare_quantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes a quantised base ready for adapters: norms in float32, inputs that carry gradient. Others as they are."""
-    if not is_quantised(model):
-        return model
-    from peft import prepare_model_for_kbit_training
-
-    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-
-
-def peft_options(options: Mapping[str, Any]) -> Any:
-    """Returns the PEFT configuration for options under their PEFT names; ``peft_type`` defaults to LORA."""
-    from peft import get_peft_config
-
-    return get_peft_config({"peft_type": "LORA", "task_type": "CAUSAL_LM", **options})
-
-
-def add_adapter(model: PreTrainedModel, config: Any) -> Any:
-    """Injects a new adapter, after k-bit preparation of a quantised base; its weights are float32."""
-    from peft import get_peft_model
-
-    return get_peft_model(prepare_quantised(model), config)
-
-
-def leaves_base_alone(config: Any) -> bool:
-    """True if initialising an adapter by this PEFT configuration leaves the base weights as they were."""
-    return getattr(config, "init_lora_weights", None) in _INITS_THAT_LEAVE_THE_BASE
-
-
-def is_peft(model: nn.Module) -> bool:
-    """True for a model that carries PEFT adapters."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
-def merge_adapter(model: Any, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Merges the adapter into its base and saves the whole as a plain model.
-
-    A quantised base is dequantised first: merging into 4-bit weights would round the adapter away.
-    """
-    if not is_peft(model):
-        raise ValueError("model.merge_adapter: the trained model has no adapter to merge")
-    merged = model.merge_and_unload() if not is_quantised(model) else _merged_dequantised(model)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _merged_dequantised(model: Any) -> Any:
-    """Returns the dequantised base with the adapter merged in; ``model`` loses its adapter."""
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-    adapter = {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
-    config = model.peft_config[model.active_adapter]
-    again = get_peft_model(model.unload().dequantize(), config)
-    set_peft_model_state_dict(again, adapter)
-    return again.merge_and_unload()

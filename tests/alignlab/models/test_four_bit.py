@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.options import ModelOptions
-from alignlab.models.load import load_model, merge_adapter
+from alignlab.models import load_model, merge_adapter
 from alignlab.training.trainer import PreferenceTrainer
 
 bnb = pytest.importorskip("bitsandbytes")
