@@ -97,7 +97,8 @@ per_device_eval_batch_size: 1
 def planned(config: Path, case: Case, lengths: tuple[int, int]) -> dict[str, float]:
     """Returns the planner's bytes by what they are for."""
     from alignlab.config.run import load_config
-    from alignlab.planner.memory import Lengths, estimate
+    from alignlab.planner.memory import estimate
+    from alignlab.planner.micro_batch import Lengths
 
     found = estimate(load_config(config, list(case.words)), case.ranks, Lengths(*lengths), framework=0.0)
     return {**found.gpu, "peak": found.peak, "parameters": found.total}

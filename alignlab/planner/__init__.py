@@ -3,7 +3,8 @@
 Never here: weights: a model is only its shapes here.
 """
 
-from .memory import GB, Plan, plan
+from .fitting import Plan, plan
+from .memory import GB
 
 __all__ = [
     "GB",

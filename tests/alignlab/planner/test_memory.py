@@ -1,4 +1,4 @@
-"""The planner: what it counts is what tensors take, its arithmetic is ZeRO's, and real runs take what it says."""
+"""The planner: its arithmetic is ZeRO's and that of the caches, and real runs take what it says."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, Gemma2Config, MixtralConfig
 
 from alignlab.cli import main
 from alignlab.config.run import RunConfig, load_config
-from alignlab.planner.memory import Lengths, Zero, estimate, plan
-from alignlab.planner.trace import MemoryTrace, StepShape, trace_step
+from alignlab.planner import plan
+from alignlab.planner.memory import estimate
+from alignlab.planner.micro_batch import Lengths, reference_mode
 
 ROOT = Path(__file__).resolve().parents[3]
 # Embedding and head 300 x 32 each; of two layers: q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms; a last norm.
@@ -45,53 +43,6 @@ def parts(config: RunConfig, gpus: int = 1) -> dict[str, float]:
     return estimate(config, gpus, Lengths.of(config), framework=0.0).gpu
 
 
-def test_trace_counts_a_storage_once_and_until_nothing_refers_to_it() -> None:
-    """Two tensors of 400 bytes at a time, then one, then a view, which takes nothing: the peak is 800."""
-    with FakeTensorMode(), MemoryTrace() as trace:
-        first = torch.zeros(100)
-        second = first + 1
-        del first
-        view = second.view(10, 10)
-        assert trace.now.total() == 400
-        del second
-        assert trace.now.total() == 400
-        del view
-        assert trace.now.total() == 0
-    assert sum(trace.peak.values()) == 800
-
-
-def test_trace_of_a_shared_kind_counts_this_ranks_part() -> None:
-    with FakeTensorMode(), MemoryTrace({"weights": 0.25}) as trace:
-        with trace.making("weights"):
-            weight = torch.zeros(100)
-        other = torch.zeros(50)
-        trace.rename(other, "gradients")
-        del weight
-    assert trace.peak == {"weights": 100, "activations": 200}
-    assert trace.now["gradients"] == 200
-
-
-def test_backward_keeps_inputs_and_makes_gradients(model_path: Path) -> None:
-    """At the end of the backward all gradients stand beside all weights: the peak is at least both."""
-    traced = trace_step(AutoConfig.from_pretrained(model_path), StepShape(prompt=1, completion=1))
-    assert traced.total == traced.trained == PARAMETERS
-    assert traced.weights == pytest.approx(4 * PARAMETERS, rel=0.001)  # and the rotary frequencies
-    assert sum(traced.peak.values()) >= 8 * PARAMETERS
-
-
-def test_activations_grow_with_tokens_and_not_with_layers_under_checkpointing(model_path: Path) -> None:
-    architecture = AutoConfig.from_pretrained(model_path)
-    architecture.num_hidden_layers = 8
-
-    def activations(**changes: Any) -> float:
-        shape = StepShape(**{"prompt": 256, "completion": 256, **changes})
-        return trace_step(architecture, shape).peak["activations"]
-
-    one, two = activations(pairs=1), activations(pairs=2)
-    assert two == pytest.approx(2 * one, rel=0.05)
-    assert activations(checkpointing=True) < one / 3
-
-
 def test_four_bit_weights_take_half_a_byte_and_their_scales(config: Any) -> None:
     """The layers' matrices: half a byte and 1 + 4/256 bytes for each 64; embedding, head and norms stay float32."""
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
@@ -103,26 +54,6 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales(config: Any) -> None
     lengths = Lengths(32, 32)
     words = ["--model.load_in_4bit", "true", "--peft.r", "4", "--peft.target_modules", "[q_proj]"]
     assert estimate(config(*words), 1, lengths).total == PARAMETERS + adapter // 4
-
-
-def test_models_that_packed_rows_cannot_take_are_planned_in_padded_ones() -> None:
-    """Gemma 2 caps its attention scores: each of two completions carries its prompt, and the scores are kept."""
-    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
-    architecture = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
-    one, two = (
-        trace_step(architecture, StepShape(prompt=tokens, completion=tokens)).peak["activations"]
-        for tokens in (256, 512)
-    )
-    assert two > 3 * one  # more than twice: scores grow with the square of the length
-
-
-def test_a_mixture_of_experts_is_planned_where_its_kernel_has_rules_and_refused_where_not() -> None:
-    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    architecture = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
-    found = trace_step(architecture, StepShape(torch.bfloat16, prompt=8, completion=8))
-    assert found.total == 2 * 300 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 4 * 3 * 32 * 64 + 4 * 32 + 3 * 32
-    with pytest.raises(ValueError, match=r"a mixtral model in torch.float32 cannot be planned"):
-        trace_step(architecture, StepShape(prompt=8, completion=8))
 
 
 def test_zero_divides_what_its_stage_says(config: Any) -> None:
@@ -164,13 +95,14 @@ def test_the_cache_takes_four_bytes_a_token_and_the_hidden_states_where_it_keeps
     assert estimate(config("--loss.name", "simpo"), 1, lengths).cache == 0
 
 
-def test_engine_settings_are_read_from_the_file(tmp_path: Path) -> None:
-    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 100}}')
-    assert Zero.read(str(tmp_path / "zero.json"), 8) == Zero(2, bucket=100)
-    assert Zero.read({"zero_optimization": {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto"}}, 8) == (
-        Zero(3, bucket=128)
-    )
-    assert Zero.read(None, 8) == Zero()
+def test_a_reference_that_moves_is_live_and_caches_nothing(config: Any) -> None:
+    """Under ``sync_ref_model`` the policy's float32 weights stand there twice, and no score is kept."""
+    moving = config("--sync_ref_model", "true")
+    assert reference_mode(moving) == "live"
+    found = estimate(moving, 1, Lengths(32, 32))
+    assert found.cache == 0
+    assert found.gpu["reference"] == pytest.approx(4 * PARAMETERS, rel=0.001)
+    assert reference_mode(config()) == "cached"
 
 
 def test_changes_are_tried_until_one_fits(config: Any) -> None:

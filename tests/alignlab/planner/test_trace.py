@@ -1,0 +1,83 @@
+"""The trace of a step: what it counts is what tensors take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, Gemma2Config, MixtralConfig
+
+from alignlab.planner.trace import MemoryTrace, StepShape, trace_step
+
+# Embedding and head 300 x 32 each; of two layers: q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms; a last norm.
+PARAMETERS = 2 * 300 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
+
+
+def test_trace_counts_a_storage_once_and_until_nothing_refers_to_it() -> None:
+    """Two tensors of 400 bytes at a time, then one, then a view, which takes nothing: the peak is 800."""
+    with FakeTensorMode(), MemoryTrace() as trace:
+        first = torch.zeros(100)
+        second = first + 1
+        del first
+        view = second.view(10, 10)
+        assert trace.now.total() == 400
+        del second
+        assert trace.now.total() == 400
+        del view
+        assert trace.now.total() == 0
+    assert sum(trace.peak.values()) == 800
+
+
+def test_trace_of_a_shared_kind_counts_this_ranks_part() -> None:
+    with FakeTensorMode(), MemoryTrace({"weights": 0.25}) as trace:
+        with trace.making("weights"):
+            weight = torch.zeros(100)
+        other = torch.zeros(50)
+        trace.rename(other, "gradients")
+        del weight
+    assert trace.peak == {"weights": 100, "activations": 200}
+    assert trace.now["gradients"] == 200
+
+
+def test_backward_keeps_inputs_and_makes_gradients(model_path: Path) -> None:
+    """At the end of the backward all gradients stand beside all weights: the peak is at least both."""
+    traced = trace_step(AutoConfig.from_pretrained(model_path), StepShape(prompt=1, completion=1))
+    assert traced.total == traced.trained == PARAMETERS
+    assert traced.weights == pytest.approx(4 * PARAMETERS, rel=0.001)  # and the rotary frequencies
+    assert sum(traced.peak.values()) >= 8 * PARAMETERS
+
+
+def test_activations_grow_with_tokens_and_not_with_layers_under_checkpointing(model_path: Path) -> None:
+    architecture = AutoConfig.from_pretrained(model_path)
+    architecture.num_hidden_layers = 8
+
+    def activations(**changes: Any) -> float:
+        shape = StepShape(**{"prompt": 256, "completion": 256, **changes})
+        return trace_step(architecture, shape).peak["activations"]
+
+    one, two = activations(pairs=1), activations(pairs=2)
+    assert two == pytest.approx(2 * one, rel=0.05)
+    assert activations(checkpointing=True) < one / 3
+
+
+def test_models_that_packed_rows_cannot_take_are_planned_in_padded_ones() -> None:
+    """Gemma 2 caps its attention scores: each of two completions carries its prompt, and the scores are kept."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    architecture = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    one, two = (
+        trace_step(architecture, StepShape(prompt=tokens, completion=tokens)).peak["activations"]
+        for tokens in (256, 512)
+    )
+    assert two > 3 * one  # more than twice: scores grow with the square of the length
+
+
+def test_a_mixture_of_experts_is_planned_where_its_kernel_has_rules_and_refused_where_not() -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    architecture = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    found = trace_step(architecture, StepShape(torch.bfloat16, prompt=8, completion=8))
+    assert found.total == 2 * 300 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 4 * 3 * 32 * 64 + 4 * 32 + 3 * 32
+    with pytest.raises(ValueError, match=r"a mixtral model in torch.float32 cannot be planned"):
+        trace_step(architecture, StepShape(prompt=8, completion=8))

@@ -1,0 +1,16 @@
+"""DeepSpeed configurations, read for what they say of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignlab.planner.zero import Zero
+
+
+def test_engine_settings_are_read_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 100}}')
+    assert Zero.read(str(tmp_path / "zero.json"), 8) == Zero(2, bucket=100)
+    assert Zero.read({"zero_optimization": {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto"}}, 8) == (
+        Zero(3, bucket=128)
+    )
+    assert Zero.read(None, 8) == Zero()
