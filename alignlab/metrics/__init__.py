@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from . import formulas
-from .formulas import Figures
-from .statistics import standard_error
+from .statistics import Figures, standard_error
 
 __all__ = ["Figures", "formulas", "load", "names", "path", "standard_error"]
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_METRICS = ("__init__", "formulas", "statistics")
+_NOT_METRICS = ("__init__", "formulas", "ngrams", "statistics")
 
 
 def names() -> list[str]:

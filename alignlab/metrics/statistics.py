@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Figures = dict[str, Any]  # name -> number; nan where a figure is not defined
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution: intervals are of 95%
 
 
