@@ -21,9 +21,9 @@ from alignlab import models, scoring
 from alignlab.data import Mode, ScoredSequence, layout_fields
 from alignlab.scoring import FLAT, Head, UnsupportedModel
 
+from .four_bit import FourBitLinear, quantise
+
 WEIGHTS, GRADIENTS, ACTIVATIONS, HEAD = "weights", "gradients", "activations", "logits"
-BLOCK = 64  # 4-bit weights that share a scale
-SCALE_BYTES = {False: 4.0, True: 1 + 4 / 256}  # of such a scale; with double quantisation its own scales are shared
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, at
             one.register_post_accumulate_grad_hook(lambda weight: trace.rename(weight.grad, GRADIENTS))
         _run(model, layout, shape, trace)
     sizes = [sum(map(Tensor.numel, one.parameters(recurse=False))) for one in model.modules()]
-    packed = [one for one in model.modules() if isinstance(one, _FourBitLinear)]
+    packed = [one for one in model.modules() if isinstance(one, FourBitLinear)]
     count = sum(map(Tensor.numel, model.parameters()))
     count += sum(one.in_features * one.out_features - one.weight.numel() for one in packed)
     return Traced(trace.peak, weights, sum(map(Tensor.numel, trained)), count, max(sizes))
@@ -209,7 +209,7 @@ def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     """Returns the policy as a run would load it, on fake tensors."""
     model: Any = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=attention)
     if shape.four_bit:
-        _quantise(model, shape)
+        quantise(model, shape.double_quant, shape.checkpointing)
     if shape.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if shape.peft is not None:
@@ -245,57 +245,3 @@ def _layout(shape: StepShape, mode: Mode) -> dict[str, Any]:
 
     rows = [one(row) for row in range(shape.pairs)]
     return layout_fields({str(field): rows for field in range(shape.completions)}, 0, mode)
-
-
-# ---- a 4-bit base, as bitsandbytes holds and runs it ---------------------------------------------------------------
-
-
-class _Dequantised(torch.autograd.Function):
-    """x W^T with W made whole for the moment, in forward and in backward; x is not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: Any) -> Tensor:
-        ctx.linear = linear
-        y: Tensor = x @ linear.whole(x.dtype).t()
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] @ ctx.linear.whole(grads[0].dtype), None
-
-
-class _FourBitLinear(nn.Linear):
-    """A linear layer that takes the room of its 4-bit weights and their scales."""
-
-    def __init__(self, inner: nn.Linear, double_quant: bool) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = inner.in_features, inner.out_features, inner.bias
-        count = inner.in_features * inner.out_features
-        size = int(count / 2 + count / BLOCK * SCALE_BYTES[double_quant])
-        self.weight = nn.Parameter(torch.empty(size, 1, dtype=torch.uint8), requires_grad=False)
-
-    def whole(self, dtype: torch.dtype) -> Tensor:
-        """Returns the weights as they are made for one product."""
-        return torch.empty(self.out_features, self.in_features, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        y: Tensor = _Dequantised.apply(x, self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-def _quantise(model: Any, shape: StepShape) -> None:
-    """Puts 4-bit layers in the place of all linear ones but the LM head, and prepares the rest as PEFT does."""
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head:
-                setattr(parent, name, _FourBitLinear(child, shape.double_quant))
-    for one in model.parameters():
-        one.requires_grad_(False)
-        if one.dtype in (torch.float16, torch.bfloat16):
-            one.data = one.data.float()
-    # PEFT asks for gradients of the embeddings' output so that they pass through checkpoints.
-    if shape.checkpointing:
-        model.enable_input_require_grads()
