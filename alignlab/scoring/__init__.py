@@ -3,10 +3,11 @@
 Never here: a loss, a file, or a collective.
 """
 
-from .chunked import Head
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
-from .head import LazyHead, head_of, hidden_positions
+from .head import LazyHead, head_of
+from .logits import Head
 from .packing import FLAT, UnsupportedModel, model_inputs
+from .positions import hidden_positions
 from .probe import base_of, choose_layout
 from .router import Router, router_of
 

@@ -1,4 +1,4 @@
-"""Batch to per-token log-probabilities and KL: the only room that runs a model forward."""
+"""A layout through a model: log-probabilities, KL and second moments, from whole logits or in chunks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from alignlab.runtime import unwrap
 
-from .chunked import Head, chunked_scores, worthwhile
-from .head import hidden_positions, score_positions
+from .chunked import chunked_scores, worthwhile
+from .logits import Head, States
 from .packing import model_inputs
+from .positions import hidden_positions, score_positions
+from .wanted import Wanted
 
 Layout = Mapping[str, Any]
 Scores = dict[str, Tensor]
@@ -86,14 +88,19 @@ class Distributions:
     hidden: Tensor | None = None
     head: Head | None = None
 
+    @property
+    def states(self) -> States:
+        """What makes the logits, where they are not kept."""
+        assert self.hidden is not None
+        assert self.head is not None
+        return States(self.hidden, self.head)
+
     def logps(self, target: Tensor) -> Tensor:
         """Returns the log-probabilities of the tokens ``[M]``, without gradient."""
         with torch.no_grad():
             if self.logits is not None:
                 return token_logps(self.logits, target)
-            assert self.hidden is not None
-            assert self.head is not None
-            return chunked_scores(self.hidden, target, self.head)["logps"]
+            return chunked_scores(*self.states, Wanted(target))["logps"]
 
 
 def distributions(model: nn.Module, layout: Layout, head: Head | None = None) -> Distributions:
@@ -116,7 +123,7 @@ def score(
     """Scores every completion of a layout under ``model``.
 
     Args:
-        head: ``lm_head.head_of(model)``: with it, and where it pays, no logits ``[M, V]`` are held.
+        head: ``head_of(model)``: with it, and where it pays, no logits ``[M, V]`` are held.
         reference: the reference's distributions at the same positions; adds "kl".
         second_moment: adds "second_moment".
 
@@ -125,17 +132,8 @@ def score(
     """
     pays = reference.logits is None if reference else worthwhile(len(layout["predict"]), head.vocabulary if head else 0)
     if head is not None and pays:
-        values, _ = score_positions(
-            model,
-            model_inputs(unwrap(model), layout),
-            layout["predict"],
-            layout["target"],
-            head,
-            ref_hidden=None if reference is None else reference.hidden,
-            ref_head=None if reference is None else reference.head,
-            want_kl=reference is not None,
-            want_second_moment=second_moment,
-        )
+        wanted = Wanted(layout["target"], reference.states if reference else None, second_moment)
+        values, _ = score_positions(model, model_inputs(unwrap(model), layout), layout["predict"], head, wanted)
     else:
         logits = needed_logits(model, layout)
         values = {"logps": token_logps(logits, layout["target"])}
@@ -150,10 +148,9 @@ def _logits_of(reference: Distributions) -> Tensor:
     """Returns the reference's logits, made whole where the policy's head could not be proven."""
     if reference.logits is not None:
         return reference.logits.detach()
-    assert reference.hidden is not None
-    assert reference.head is not None
+    hidden, head = reference.states
     with torch.no_grad():
-        return reference.head.side(reference.hidden).logits(slice(None), slice(None))
+        return head.side(hidden).logits(slice(None), slice(None))
 
 
 def place(values: Tensor, layout: Layout) -> Tensor:

@@ -1,20 +1,10 @@
-"""The LM head of a model: what it computes, proven, and the model's own forward with chunked scores in its place.
-
-``score_positions`` runs the model's own forward and, for its duration, puts the chunked scores in the place of the
-head module's ``forward``. The scores leave the head module as its output, so whatever hooks an engine has on that
-module see what they see in a plain run: DeepSpeed ZeRO-3 gathers the weight before it, and again before its backward;
-accelerate moves it where it was dispatched. The last hook takes the scores away and hands the model an empty tensor
-``[1, M, 0]`` of the same graph, which survives scale, soft-cap and casts; so the model's other outputs (the auxiliary
-loss of a mixture of experts) come out as always, and DDP finds every parameter in its graph. The alternative, running
-the trunk and applying the head outside, misses those hooks and every wrapper's own forward.
-"""
+"""What the LM head of a model computes, proven by running it."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -23,9 +13,7 @@ from torch import Tensor, nn
 
 from alignlab.runtime import evaluating, unwrap
 
-from .chunked import ROW_CHUNK, VOCAB_CHUNK, Head, chunked_scores, worthwhile
-
-__all__ = ["Head", "LazyHead", "chunked_scores", "head_of", "hidden_positions", "score_positions", "worthwhile"]
+from .logits import Head
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +41,10 @@ def head_of(model: nn.Module) -> Head | None:
 
 
 class LazyHead:
-    """The LM head of one model, proven when it is first asked for: where weights are sharded no earlier moment will do."""
+    """The LM head of one model, proven when it is first asked for.
+
+    Where an engine shards the weights, no earlier moment will do.
+    """
 
     def __init__(self) -> None:
         self._head: Head | None = None
@@ -151,89 +142,3 @@ def _close(ours: Tensor, theirs: Tensor, ramp: int | None = None) -> bool:
     if ramp is not None:
         size[ramp] = ours[ramp].abs()
     return bool(((ours - theirs).abs() <= tolerance * size).all())
-
-
-@contextmanager
-def _replaced_head(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """Within it the LM head of ``model`` is ``compute``; its outputs go to the list, and the model gets no logits."""
-    module, taken = unwrap(model).get_output_embeddings(), []
-    # accelerate's dispatch puts its own forward around the module's, and calls that by this name
-    name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
-    before = vars(module).get(name)
-
-    def take(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        taken.append(output)
-        return output[..., :0]
-
-    handle = module.register_forward_hook(take)  # the last: after those that gather weights for the backward
-    setattr(module, name, compute)
-    try:
-        yield taken
-    finally:
-        delattr(module, name) if before is None else setattr(module, name, before)
-        handle.remove()
-
-
-def _at_positions(
-    model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, compute: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Any]:
-    """Returns ``compute`` of the final hidden states ``[M, D]`` at positions, and the model's output."""
-
-    def select(hidden: Tensor) -> Tensor:
-        return compute(hidden.reshape(-1, hidden.shape[-1])[positions]).unsqueeze(0)
-
-    with _replaced_head(model, select) as taken:
-        output = model(**inputs, use_cache=False)
-    if len(taken) != 1:
-        raise ValueError(f"{type(unwrap(model)).__name__} called its LM head {len(taken)} times, not once")
-    return taken[0].squeeze(0), output
-
-
-def hidden_positions(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
-    """Returns the hidden states ``[M, D]`` that the LM head would be given at positions; no logits are made."""
-    return _at_positions(model, inputs, positions, lambda hidden: hidden)[0]
-
-
-def score_positions(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    positions: Tensor,
-    target: Tensor,
-    head: Head,
-    *,
-    ref_hidden: Tensor | None = None,
-    ref_head: Head | None = None,
-    want_kl: bool = False,
-    want_second_moment: bool = False,
-    row_chunk: int = ROW_CHUNK,
-    vocab_chunk: int = VOCAB_CHUNK,
-) -> tuple[dict[str, Tensor], Any]:
-    """Scores positions inside the model's own forward; see ``chunked_scores`` for the values and the last arguments.
-
-    Args:
-        model: the model, wrapped as it is trained. inputs: what its forward is given (ids, masks, position ids).
-        positions: ``[M]`` indices into the flattened hidden states. target: ``[M]`` the tokens predicted there.
-        head: ``head_of(model)``.
-
-    Returns:
-        name -> ``[M]``, and the model's output, whose logits are empty.
-    """
-    names: list[str] = []
-
-    def compute(hidden: Tensor) -> Tensor:
-        values = chunked_scores(
-            hidden,
-            target,
-            head,
-            ref_hidden=ref_hidden,
-            ref_head=ref_head,
-            want_kl=want_kl,
-            want_second_moment=want_second_moment,
-            row_chunk=row_chunk,
-            vocab_chunk=vocab_chunk,
-        )
-        names.extend(values)
-        return torch.stack(list(values.values()), -1)
-
-    values, output = _at_positions(model, inputs, positions, compute)
-    return dict(zip(names, values.unbind(-1), strict=True)), output

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from alignlab.data import Layout, Mode, ScoredSequence, layout_fields
-from alignlab.runtime import unsharded, unwrap
+from alignlab.runtime import evaluating, unsharded, unwrap
 
 from . import forward
 from .packing import FLAT
@@ -130,19 +131,15 @@ def _known_to_fail(config: Any) -> str:
 
 def _first_failure(model: Any, base: Any, config: Any, pad_id: int, mode: Mode) -> str:
     """Returns what the first failing check found, or ""."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        found = _difference(model, base, pad_id, mode) or _leak(model, base, pad_id, mode)
-        if not found:
-            with _short_windows(config) as any_window:
-                found = _difference(model, base, pad_id, mode) if any_window else ""
-        return found
+        with evaluating(model):
+            found = _difference(model, base, pad_id, mode) or _leak(model, base, pad_id, mode)
+            if not found:
+                with _short_windows(config) as any_window:
+                    found = _difference(model, base, pad_id, mode) if any_window else ""
+            return found
     except Exception as error:  # whatever a model raises when given packed rows is a reason not to
         return f"raises {type(error).__name__}: {error}"
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _samples(config: Any) -> dict[str, list[ScoredSequence]]:
@@ -162,15 +159,14 @@ def _samples(config: Any) -> dict[str, list[ScoredSequence]]:
 
 def _layout(base: Any, pad_id: int, mode: Mode) -> Layout:
     layout = layout_fields(_samples(base.config.get_text_config()), pad_id, mode, row_length=26)
-    device = next(base.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in layout.items()}
+    moved: Layout = send_to_device(layout, next(base.parameters()).device)
+    return moved
 
 
 def _difference(model: Any, base: Any, pad_id: int, mode: Mode) -> str:
     """Compares packed scores with those of plain rows."""
-    with torch.no_grad():
-        packed = forward.score(model, _layout(base, pad_id, mode))["logps"]
-        plain = forward.score(model, _layout(base, pad_id, "padded"))["logps"]
+    packed = forward.score(model, _layout(base, pad_id, mode))["logps"]
+    plain = forward.score(model, _layout(base, pad_id, "padded"))["logps"]
     found = (packed - plain).abs().max().item()
     allowed = _TOLERANCE.get(next(base.parameters()).dtype, _HALF_TOLERANCE)
     if allowed < _HALF_TOLERANCE and _computes_in_half(base):

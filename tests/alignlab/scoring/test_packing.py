@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from making import make_model, make_rows
 from transformers import AutoModelForCausalLM
 
 from alignlab.config.arguments import PreferenceConfig
-from alignlab.data.layout import MOST_PADDING, ScoredSequence, balanced_rows, layout_fields, layout_sequences
+from alignlab.data.layout import ScoredSequence, layout_fields, layout_sequences
 from alignlab.scoring import forward as scoring
 from alignlab.scoring.packing import FLAT, tree_mask
 from alignlab.scoring.probe import choose_layout, probe
@@ -163,26 +162,6 @@ def test_any_ragged_layout_scores_the_same(lengths: list[tuple[int, int, int]], 
     torch.testing.assert_close(one_field, found["padded"][:2, :, :depth].reshape(-1, depth), rtol=0, atol=1e-4)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_rows_hold_each_tree_once_and_pad_little(sizes: list[int]) -> None:
-    class Sized(list[int]):
-        pass
-
-    trees: Any = [Sized([0] * size) for size in sizes]
-    rows = balanced_rows(trees, 30)
-    assert sorted(len(tree) for row in rows for tree in row) == sorted(sizes)
-    assert all(rows)
-    width = max(sum(map(len, row)) for row in rows)
-    assert sum(sizes) >= (1 - MOST_PADDING) * width * len(rows)
-
-
-def test_rows_are_as_short_as_padding_allows() -> None:
-    """10 + 10, 10 + 10 need no padding in two rows of 20; 19 + 10 + 10 would leave 1 of 40, 9 + 10 + 10 11 of 40."""
-    for lengths, expected in (([10] * 4, [2, 2]), ([19, 10, 10], [1, 2]), ([9, 10, 10], [3])):
-        trees: Any = [[0] * length for length in lengths]
-        assert [len(row) for row in balanced_rows(trees, 20)] == expected
-
-
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo", "tdpo", "group_robust", "sft"])
 def test_trajectories_packed_and_padded(loss: str, tokenizer: Any, tmp_path: Path) -> None:
     """20 steps: losses of every step within 1e-4."""
@@ -266,31 +245,3 @@ def test_flex_attention_forward_on_the_cpu() -> None:
         model.set_attn_implementation("flex_attention")
         packed = scoring.score(model, layout_fields(fields, 0, "rows", row_length=128))["logps"]
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("loss", ["dpo", "tdpo", "wpo", "kto"])
-def test_chunked_head_in_the_trainer(
-    loss: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the chunked head for every batch, the losses of 5 steps are those of whole logits within 1e-5."""
-    found = {}
-    for chunked in (True, False):
-        monkeypatch.setattr("alignlab.scoring.forward.worthwhile", lambda *_, always=chunked, **__: always)
-        args = PreferenceConfig(
-            output_dir=str(tmp_path),
-            score_cache_dir=str(tmp_path / str(chunked)),
-            max_steps=5,
-            per_device_train_batch_size=4,
-            learning_rate=1e-3,
-            logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        run = PreferenceTrainer(make_model(), args, loss, make_rows(16), None, tokenizer)
-        counted = mock.Mock(side_effect=scoring.token_logps)
-        monkeypatch.setattr("alignlab.scoring.forward.token_logps", counted)
-        run.train()
-        monkeypatch.undo()
-        assert counted.called is not chunked, "the path that was asked for ran"
-        found[chunked] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert found[True] == pytest.approx(found[False], abs=1e-5)
