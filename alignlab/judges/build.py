@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from alignlab.config import readable_type, unknown_key
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, EndpointOptions
 from .function import FunctionJudge, function_of
 from .judge import Judge
-from .reward_model import RewardModel
+from .reward_model import RewardModel, RewardOptions
 
+Options = TypeVar("Options", EndpointOptions, RewardOptions)
 _FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
 
 
@@ -24,7 +25,7 @@ def build_judge(spec: str | Mapping[str, Any]) -> Judge:
     """Returns the judge that a config or the command line names.
 
     ``path/to/file.py:function``, a folder or hub id of a reward model, or the address of an OpenAI-compatible endpoint;
-    with options as ``{name: ..., ...}``, which are the arguments of ``RewardModel`` or of ``judge_endpoint.Endpoint``.
+    with options as ``{name: ..., ...}``, which are the fields of ``RewardOptions`` or of ``EndpointOptions``.
 
     Raises:
         ValueError: an unknown option, or a function that cannot be found.
@@ -36,29 +37,32 @@ def build_judge(spec: str | Mapping[str, Any]) -> Judge:
             f"judge.name: expected file.py:function, a model's path or an address https://..., found {name!r}"
         )
     if name.startswith(("http://", "https://")):
-        return _made(Endpoint, name, options)
+        checked = _options(EndpointOptions, name, options)
+        try:
+            return Endpoint(name, checked)
+        except ValueError as error:  # it opens with the option's name
+            raise ValueError(f"judge.{error}") from error
     match = _FUNCTION.fullmatch(name)
     if match is None:
-        return _made(RewardModel, name, options)
+        return RewardModel(name, _options(RewardOptions, name, options))
     for key in options:
         raise ValueError(f"judge.{key}: a function takes no options here")
     return FunctionJudge(function_of(Path(match["file"]), match["name"]), name)
 
 
-def _made(kind: type[Any], name: str, options: dict[str, Any]) -> Judge:
-    parameters = dict(list(inspect.signature(kind).parameters.items())[1:])
-    for key in options:
-        if key not in parameters:
-            raise unknown_key(f"judge.{key}", parameters)
-    missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
+def _options(kind: type[Options], name: str, given: Mapping[str, Any]) -> Options:
+    """Returns the options that a user wrote, checked: the fields of the dataclass are what may be said, and how."""
+    hints = get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            raise unknown_key(f"judge.{key}", hints)
+    missing = [one.name for one in fields(kind) if one.default is MISSING and one.name not in given]
     if missing:
         raise ValueError(f"judge.{missing[0]}: required for {name}, and not given")
-    hints = get_type_hints(kind.__init__)
-    for key, value in options.items():
+    for key, value in given.items():
         try:
             TypeAdapter(hints[key]).validate_python(value, strict=True)
         except ValidationError as error:
             expected = readable_type(hints[key])
             raise ValueError(f"judge.{key}: expected {expected}, found {value!r}") from error
-    judge: Judge = kind(name, **options)
-    return judge
+    return kind(**given)

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from alignlab.models import pad_token_id, torch_dtype
+from alignlab.runtime import unsharded
 
 from .judge import Comparison, Judge, Prompt, Verdict, by_rewards, prompt_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardOptions:
+    """How a reward model is loaded and run.
+
+    Attributes:
+        batch_size: texts a forward. max_length: tokens, cut on the left.
+        dtype: of the weights; "auto" as they were saved.
+    """
+
+    batch_size: int = 8
+    max_length: int = 2048
+    dtype: str = "auto"
 
 
 class RewardModel(Judge):
@@ -14,25 +35,19 @@ class RewardModel(Judge):
     Messages go through its chat template where it has one; other prompts are put right before the completion.
 
     Args:
-        path: folder or hub id. batch_size: texts a forward. max_length: tokens, cut on the left.
-        dtype: of the weights; "auto" as they were saved.
+        path: folder or hub id.
     """
 
-    def __init__(self, path: str, batch_size: int = 8, max_length: int = 2048, dtype: str = "auto") -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from alignlab.models import pad_token_id, torch_dtype
-        from alignlab.runtime import unsharded
-
+    def __init__(self, path: str, options: RewardOptions = RewardOptions()) -> None:
         self.description = f"reward model {path}"
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right", truncation_side="left")
         with unsharded():
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch_dtype(dtype))
+            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch_dtype(options.dtype))
         if model.config.num_labels != 1:
             raise ValueError(f"judge: {path} has {model.config.num_labels} outputs; a reward model has one")
         self.pad = pad_token_id(self.tokenizer)
         model.config.pad_token_id = self.pad  # it reads the reward at the last token that is not padding
-        self.model, self.batch_size, self.max_length = model.eval().requires_grad_(False), batch_size, max_length
+        self.model, self.options = model.eval().requires_grad_(False), options
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Returns verdicts by the rewards of both texts."""
@@ -42,13 +57,11 @@ class RewardModel(Judge):
 
     def rewards(self, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
         """Returns the reward of each completion of a prompt."""
-        import torch
-
         device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
         self.model.to(device)
         found: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
-            rows = [self._ids(*text) for text in texts[start : start + self.batch_size]]
+        for start in range(0, len(texts), self.options.batch_size):
+            rows = [self._ids(*text) for text in texts[start : start + self.options.batch_size]]
             width = max(map(len, rows))
             ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=device)
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
@@ -56,10 +69,8 @@ class RewardModel(Judge):
                 found += self._last(ids, mask)
         return found
 
-    def _last(self, ids: Any, mask: Any) -> list[float]:
+    def _last(self, ids: Tensor, mask: Tensor) -> list[float]:
         """Returns rewards at each row's last token, also where the pad token stands in the text itself."""
-        import torch
-
         head = getattr(self.model, "score", None)
         if head is None:  # an encoder: it pools as it was made to
             logits: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
@@ -73,6 +84,6 @@ class RewardModel(Judge):
         if isinstance(prompt, list) and self.tokenizer.chat_template is not None:
             turns = [*prompt, {"role": "assistant", "content": completion}]
             ids: list[int] = self.tokenizer.apply_chat_template(turns, return_dict=False)
-            return ids[-self.max_length :]
+            return ids[-self.options.max_length :]
         whole: list[int] = self.tokenizer(prompt_text(prompt) + completion)["input_ids"]
-        return whole[-self.max_length :]
+        return whole[-self.options.max_length :]

@@ -1,0 +1,63 @@
+"""A real reward model as a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from making import make_model
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from alignlab.judges import Comparison, build_judge
+from alignlab.judges.reward_model import RewardModel, RewardOptions
+
+GOOD = "a good answer"
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    path = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(3)
+    values = {name: getattr(make_model().config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    config = LlamaConfig(
+        **values, intermediate_size=64, num_attention_heads=4, num_labels=1, pad_token_id=None, eos_token_id=1
+    )
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_reward_model(reward_model: Path, tokenizer: Any) -> None:
+    """Batches of ragged texts give each text the logit that the model gives it alone."""
+    texts = ["the red cat", "the dog sees a bird, and the bird finds a stone", "song", GOOD]
+    judge = RewardModel(str(reward_model), RewardOptions(batch_size=3))
+    model = LlamaForSequenceClassification.from_pretrained(reward_model)
+    alone = []
+    for text in texts:
+        with torch.no_grad():
+            alone.append(float(model(**tokenizer("Why?" + text, return_tensors="pt")).logits[0, 0]))
+    assert judge.rewards([("Why?", text) for text in texts]) == pytest.approx(alone, abs=1e-5)
+    assert len(set(alone)) == 4
+    verdict = judge([Comparison("Why?", texts[0], texts[1])])[0]
+    assert verdict.outcome == float(alone[0] > alone[1])
+    assert (verdict.reward, verdict.reference_reward) == pytest.approx((alone[0], alone[1]), abs=1e-5)
+
+
+def test_reward_model_takes_messages_through_its_template(reward_model: Path) -> None:
+    turns = [{"role": "user", "content": "Why?"}]
+    judge = RewardModel(str(reward_model))
+    plain = judge.rewards([(turns, GOOD)])
+    assert plain == judge.rewards([("user: Why?\n\n", GOOD)])
+    judge.tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }} {% endfor %}"
+    assert judge.rewards([(turns, GOOD)]) == judge.rewards([("Why? ", f"{GOOD} ")]) != plain
+
+
+def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path, tokenizer: Any) -> None:
+    LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 2 outputs; a reward model has one"):
+        build_judge(str(tmp_path))
