@@ -16,7 +16,7 @@ import torch
 from making import make_model, make_rows, make_tokenizer
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from alignlab.cli.commands import _leave
+from alignlab.cli.launched import leave
 from alignlab.config.run import load_config
 from alignlab.run.single import train
 from alignlab.scoring import forward as scoring
@@ -86,7 +86,7 @@ def main(folder: Path, out: Path, runs: list[dict[str, Any]]) -> None:
         chunked = patch.object(scoring, "worthwhile", return_value=True) if changes.pop("chunked", False) else None
         with chunked or nullcontext():
             train(load_config(settings(folder, out / changes.pop("name", loss), loss, **changes)))
-    raise SystemExit(_leave(0))
+    raise SystemExit(leave(0))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `alignlab eval`: its options, and the tables that it prints."""
+"""``alignlab eval``: measures a model on held-out pairs and on sampled answers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# torch and all that needs it is imported inside functions, so that `alignlab eval --help` comes at once.
+from .console import show
+from .launched import leave
+from .parsers import add_reader
 
 JUDGE_HELP = """file.py:function, a reward model's path, or an OpenAI-compatible address https://.../v1; with options as
 '{name: https://.../v1, model: NAME, max_requests: 200}'"""
 
 
+def add_to(commands: Any) -> None:
+    """Names the command; its options are those of a parser of its own."""
+    text = "measure a model on held-out pairs and on sampled answers: alignlab eval MODEL --data FILE"
+    add_reader(commands, "eval", text)
+
+
 def main(words: Sequence[str]) -> int:
     """Evaluates as the words say, prints tables, and returns the exit status."""
     arguments = vars(_parser().parse_args(words))
-    from rich.console import Console
-
     from alignlab.evaluation import EvalOptions, evaluate
 
     judge = read_judge(arguments.pop("judge"))
     unlimited = arguments["max_length"] == 0
     options = EvalOptions(**{**arguments, "judge": judge} | ({"max_length": None} if unlimited else {}))
     result = evaluate(options, say=lambda text: print(f"alignlab: {text}", file=sys.stderr))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for table in tables(result):
-        console.print(table, highlight=False)
-    return 0
+    show(*tables(result))
+    return leave(0)
 
 
 def _parser() -> argparse.ArgumentParser:

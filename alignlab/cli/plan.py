@@ -1,16 +1,19 @@
-"""The command ``alignlab plan``: a config's memory on each GPU as a table or as JSON."""
+"""``alignlab plan``: a config's memory on each GPU, as a table or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignlab.planner import GB, Plan
+from .console import show
+from .parsers import add_reader
+
+if TYPE_CHECKING:
+    from alignlab.planner import Plan
 
 MEANING = {
     "weights": "as they are stored on this rank",
@@ -22,6 +25,12 @@ MEANING = {
     "communication": "buckets of gradients; under ZeRO-3 the weights gathered at one time",
     "framework": "CUDA context, NCCL, what the allocator loses: assumed, not measured",
 }
+
+
+def add_to(commands: Any) -> None:
+    """Names the command; its options are those of a parser of its own, and the keys of the config."""
+    text = "memory on each GPU before it is spent: alignlab plan CONFIG.yaml --gpus 8 --gpu-memory 80 [--KEY VALUE ...]"
+    add_reader(commands, "plan", text)
 
 
 def main(words: Sequence[str]) -> int:
@@ -57,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(found: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from alignlab.planner import GB
 
     one = found.estimate
     title = (
@@ -72,8 +82,7 @@ def _show(found: Plan) -> None:
         table.add_row(name, f"{size / GB:,.2f}", MEANING[name])
     table.add_section()
     table.add_row("peak", f"{one.peak / GB:,.2f}", "fits" if found.fits else f"does not fit in {found.gpu_memory:g} GB")
-    console: Any = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(table)
+    show(table)
     if one.host:
         print(f"in the host's memory, for each rank: {one.host / GB:,.2f} GB")
     if one.cache:

@@ -1,0 +1,19 @@
+"""A command on the tree of parsers, with what all commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_command(parent: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """Adds a command that ``run`` carries out, and returns its parser; ``text`` is said of it in every help."""
+    parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_reader(parent: Any, name: str, text: str) -> None:
+    """Names a command that reads its words itself, because its options are the keys of a config, or a parser's own."""
+    parent.add_parser(name, help=text, add_help=False)
