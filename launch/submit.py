@@ -136,7 +136,7 @@ def _check_places(options: argparse.Namespace) -> None:
 
 def _check_config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Loads the config as each job will: no job should wait a day in the queue to die of a misspelt key."""
-    from alignlab.config.run import find_config, load_config
+    from alignlab.config import find_config, load_config
 
     for key in ("output_dir", "resume_from_checkpoint"):
         if any(word.split("=")[0] == f"--{key}" for word in overrides):

@@ -166,7 +166,7 @@ def asking_names(house: House) -> list[str]:
             if isinstance(node, ast.Compare | ast.MatchValue):
                 texts = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
                 if texts & names:
-                    found.append(f"{path.relative_to(house.root)}:{node.lineno}: {sorted(texts & names)}")  # type: ignore[attr-defined, type-var]
+                    found.append(f"{path.relative_to(house.root)}:{node.lineno}: {sorted(texts & names)}")
     return found
 
 
