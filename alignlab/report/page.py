@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from alignlab.config import write_yaml
 
-from .charts import COMPARED, comparison_charts, run_charts
+from .charts import run_charts
+from .comparison import COMPARED, comparison_charts
 from .drawing import MAX_POINTS, Chart, png, printable, svg, thinned
 from .records import RunRecord, read_run, read_runs
 from .sicknesses import diagnose

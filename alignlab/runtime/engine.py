@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from .modules import unsharded
-from .zero import deepspeed_values
-from .zero import zero_stage as zero_stage
+from .zero import deepspeed_values, zero_stage
 
 _HALF = {"bf16": "bfloat16", "fp16": "float16"}  # how DeepSpeed's configuration calls what torch calls so
 

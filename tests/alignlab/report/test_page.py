@@ -3,19 +3,15 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from making import make_rows
 
 from alignlab import load_config, train
 from alignlab.cli import main
-from alignlab.config.parser import write_yaml
-from alignlab.report.charts import pareto, run_charts
-from alignlab.report.drawing import MAX_POINTS, Chart, Line, printable, svg, thin
+from alignlab.report.charts import run_charts
 from alignlab.report.page import compare_runs
-from alignlab.report.records import read_run, read_runs, short_names
+from alignlab.report.records import read_run
 from alignlab.report.sicknesses import kl_metric
-from alignlab.report.tables import over_seeds
 
 GROUPS = ("a", "b", "c")
 
@@ -57,17 +53,6 @@ def log_of(folder):
         {k: v for k, v in entry.items() if not k.endswith(timed) and not k.startswith(("speed/", "memory/"))}
         for entry in log
     ]
-
-
-def fake_run(folder, log, metrics=None, **config):
-    """A run folder with nothing but a log."""
-    folder.mkdir(parents=True)
-    state = {"global_step": log[-1]["step"], "max_steps": log[-1]["step"], "log_history": log}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-    (folder / "config.yaml").write_text(write_yaml({"loss": {"name": "dpo"}, **config}))
-    if metrics is not None:
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -146,7 +131,7 @@ def test_a_resumed_run_keeps_the_answers_from_before_its_first_step(tmp_path, mo
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\u202etxt.exe\x00$\\frac{"
 
 
-def test_hostile_names_are_text(tmp_path):
+def test_hostile_names_are_text(fake_run, tmp_path):
     log = [{"step": step, "loss": 1.0, f"group/{HOSTILE}/accuracy": 0.5, f"{HOSTILE}/x": 1.0} for step in (1, 2)]
     run = fake_run(tmp_path / "run", log, {}, run_name=HOSTILE)
     assert main(["report", str(run)]) == 0
@@ -160,30 +145,6 @@ def test_hostile_names_are_text(tmp_path):
     assert "&lt;script&gt;" in page
 
 
-def test_printable_keeps_other_scripts():
-    """Emoji with joiners, Arabic and accents stay; a lone surrogate, which UTF-8 cannot hold, becomes a code."""
-    text = "naïve 👩‍🔬 مرحبا\n\tx"
-    assert printable(text) == text
-    assert printable("a\u2066b\ud800c\x1b") == "a⟨U+2066⟩b⟨U+D800⟩c⟨U+001B⟩"
-
-
-def test_values_that_are_no_numbers_are_counted(tmp_path):
-    values = [1.0, float("nan"), 3.0, float("inf")]
-    log = [{"step": step, "loss": value, "note": "words"} for step, value in enumerate(values, 1)]
-    run = read_run(fake_run(tmp_path / "run", log))
-    assert run.series["loss"].values.tolist() == [1.0, 3.0]
-    assert run.series["loss"].steps.tolist() == [1, 3]
-    assert run.not_finite == {"loss": 2}
-    assert "note" not in run.series
-    assert not run.finished
-
-
-def test_a_run_that_has_not_ended_is_read_from_its_newest_checkpoint(tmp_path):
-    for step in (9, 10):
-        fake_run(tmp_path / "run" / f"checkpoint-{step}", [{"step": step, "loss": 1.0}])
-    assert read_run(tmp_path / "run").step == 10
-
-
 def test_errors_say_what_was_found(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "nothing: no run" in capsys.readouterr().err
@@ -195,7 +156,7 @@ def test_errors_say_what_was_found(tmp_path, capsys):
 # ---- several runs ------------------------------------------------------------------------------------------------
 
 
-def test_runs_side_by_side(tmp_path, capsys):
+def test_runs_side_by_side(fake_run, tmp_path, capsys):
     """Accuracies .6 .8 .7 at KLs of 1 2 3: the third has more KL and less accuracy than the second."""
     for index, accuracy in enumerate((0.6, 0.8, 0.7)):
         found = {"eval_loss": 0.5, "eval_rewards/accuracies": accuracy, "eval_generation/kl": index + 1.0}
@@ -210,7 +171,7 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert (tmp_path / "plots" / "accuracy_kl.png").is_file()
 
 
-def test_figures_of_alignlab_eval_join_the_run(tmp_path):
+def test_figures_of_alignlab_eval_join_the_run(fake_run, tmp_path):
     """`alignlab eval ... --output RUN/eval.json` gives KL and win rate, which two runs make a frontier of."""
     for index, (kl, wins) in enumerate(((1.0, 0.5), (2.0, 0.7))):
         folder = fake_run(tmp_path / f"r{index}", [{"step": 1, "loss": 1.0}], {})
@@ -223,75 +184,9 @@ def test_figures_of_alignlab_eval_join_the_run(tmp_path):
     assert "On the Pareto front, by rising cost: r0, r1." in page
 
 
-def test_several_evaluation_sets(tmp_path):
-    """Held out is what the first set says; the charts have a line for each."""
-    log = [{"step": s, "loss": 1.0, "rewards/accuracies": 0.5} for s in (1, 2)]
-    for name, accuracy in (("easy", 0.9), ("hard", 0.6)):
-        log += [{"step": s, f"eval_{name}_loss": 1.0, f"eval_{name}_rewards/accuracies": accuracy} for s in (1, 2)]
-    run = read_run(fake_run(tmp_path / "run", log))
-    assert run.evaluation_sets == ["eval_easy_", "eval_hard_"]
-    assert run.held_out("rewards/accuracies") == 0.9
-    (chart,) = [one for one in run_charts(run) if one.key == "accuracy"]
-    assert [(line.label, line.y.tolist()) for line in chart.lines] == [
-        ("training", [0.5, 0.5]),
-        ("held out: easy", [0.9, 0.9]),
-        ("held out: hard", [0.6, 0.6]),
-    ]
-
-
-def test_pareto_front():
-    """By hand: (1, 1) and (2, 3) and (4, 4) stay; (2, 2) has a better one at its cost, (3, 3) an equal one before."""
-    assert pareto([3, 2, 1, 4, 2], [3, 2, 1, 4, 3]) == [2, 4, 3]
-    assert pareto([1, 1], [5, 5]) == [0]
-
-
-def test_means_over_seeds(tmp_path):
-    """0.6 and 0.8: mean 0.7, s = 0.1 * sqrt(2), error s / sqrt(2) = 0.1."""
-    runs = []
-    for name, seed, rate, accuracy in (("a", 0, 1.0, 0.6), ("b", 1, 1.0, 0.8), ("c", 0, 2.0, 0.5)):
-        found = {"eval_rewards/accuracies": accuracy}
-        folder = fake_run(tmp_path / name, [{"step": 1}], found, seed=seed, learning_rate=rate, output_dir=name)
-        runs.append(read_run(folder))
-    head, rows = over_seeds(runs)
-    assert head == ["setting", "runs", "accuracy, held out"]
-    assert rows == [("learning_rate: 1", 2, "0.7 ± 0.1"), ("learning_rate: 2", 1, "0.5")]
-    assert over_seeds(runs[1:]) == ([], [])
-
-
-def test_names_tell_runs_apart(tmp_path):
-    for name in ("x/dpo", "y/dpo"):
-        fake_run(tmp_path / name, [{"step": 1, "loss": 1.0}])
-    runs = read_runs([tmp_path / "x" / "dpo", tmp_path / "y" / "dpo", tmp_path / "x" / "dpo"])
-    assert [run.name for run in runs] == ["x/dpo", "y/dpo"]
-    assert short_names([tmp_path / "x", tmp_path / "y"]) == ["x", "y"]
-
-
-def test_a_comparison_needs_no_config(tmp_path):
+def test_a_comparison_needs_no_config(fake_run, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for one in folders:
         fake_run(one, [{"step": 1, "loss": 1.0}])
         (one / "config.yaml").unlink()
     assert compare_runs(folders, tmp_path / "out.html").is_file()
-
-
-# ---- charts ------------------------------------------------------------------------------------------------------
-
-
-def test_long_curves_are_drawn_as_means_of_neighbours():
-    """900 points to 300: each the mean of three, so 0 1 2 is drawn at 1."""
-    x = np.arange(900)
-    steps, values = thin(x, x * 2.0)
-    assert len(steps) == MAX_POINTS
-    assert steps.tolist() == list(range(1, 900, 3))
-    assert np.array_equal(values, 2 * steps)
-    assert np.array_equal(thin(x[:300], x[:300])[0], x[:300])
-
-
-def test_a_chart_is_the_same_text_each_time_and_takes_its_ink_from_the_page():
-    chart = Chart("k", "t", "", "y", [Line("a & <b>", np.arange(3), np.arange(3.0))])
-    text = svg(chart)
-    assert text == svg(chart)
-    assert text.startswith('<svg viewBox="0 0 ')
-    assert "currentColor" in text
-    assert "#010203" not in text
-    assert "a &amp; &lt;b&gt;" in text
