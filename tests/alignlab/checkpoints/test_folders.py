@@ -1,33 +1,18 @@
-"""Checkpoints: whole or not there, checked file by file, rotated without losing the last good one; one run a folder."""
+"""Checkpoints: whole or not there, checked file by file, rotated without losing the last good one."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import pickle
-import signal
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from making import make_model, make_rows
 from transformers.trainer_utils import get_last_checkpoint
 
-from alignlab import losses
-from alignlab.checkpoints.early_stop import WallClock
 from alignlab.checkpoints.folders import check, clean, holds_checkpoints, newest_good, problem, rotate, written_aside
-from alignlab.checkpoints.lock import HOLDER, only_run_in
-from alignlab.checkpoints.loss_state import load_loss, save_loss
 from alignlab.checkpoints.manifest import MANIFEST, read_manifest
-from alignlab.config.arguments import PreferenceConfig
-from alignlab.config.checks import duration
-from alignlab.losses import Facts
-from alignlab.training.trainer import PreferenceTrainer
 
 
 def write(run: Path, step: int, content: bytes = b"weights", **facts: Any) -> Path:
@@ -175,194 +160,3 @@ def test_a_checkpoint_is_replaced_by_its_successor(tmp_path: Path) -> None:
     write(tmp_path, 1, b"old")
     assert (write(tmp_path, 1, b"new") / "model.safetensors").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-
-
-SCRIPT = "import sys, time; from pathlib import Path; from alignlab.checkpoints.lock import only_run_in\n"
-SCRIPT += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-
-
-def test_one_run_a_folder_until_it_dies(tmp_path: Path, monkeypatch: Any) -> None:
-    """Refused while another process lives, naming it; free as soon as it is killed; held twice by one process."""
-    other = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
-    monkeypatch.setattr("alignlab.checkpoints.lock._PATIENCE", 0.1)
-    with (
-        pytest.raises(ValueError, match=rf"another run is writing to .* \(process {other.pid} on "),
-        only_run_in(tmp_path),
-    ):
-        pass
-    other.send_signal(signal.SIGKILL)
-    other.communicate()
-    with only_run_in(tmp_path), only_run_in(tmp_path):
-        assert (tmp_path / HOLDER).read_text().startswith(f"process {os.getpid()} on ")
-
-
-# ---- what the trainer makes of it ----------------------------------------------------------------------------------
-
-
-def trainer(
-    tokenizer: Any, folder: Path, loss: Any = "dpo", groups: Any = ("a", "b"), evaluation: Any = None, **changes: Any
-) -> Any:
-    options: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "disable_tqdm": True}
-    options |= {"per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, **changes}
-    args = PreferenceConfig(output_dir=str(folder), **options)
-    return PreferenceTrainer(make_model(), args, loss, make_rows(12, groups=groups), evaluation, tokenizer)
-
-
-def test_nothing_but_zero_is_unpickled(tokenizer: Any, tmp_path: Path) -> None:
-    """Optimiser, scheduler and random states load with weights_only; training_args.bin is never loaded.
-
-    A pickle that would call a function in their place is refused by torch, with trust_checkpoint, too.
-    """
-    trainer(tokenizer, tmp_path, save_total_limit=1).train()
-    folder = tmp_path / "checkpoint-3"
-    loaded = {path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth")}
-    assert loaded == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    for name in ("training_args.bin", "optimizer.pt"):
-        with zipfile.ZipFile(folder / name) as archive:
-            prefix = archive.namelist()[0].split("/")[0]
-        with zipfile.ZipFile(folder / name, "w") as archive:
-            archive.writestr(f"{prefix}/data.pkl", pickle.dumps(Evil()))
-            archive.writestr(f"{prefix}/version", "3\n")
-    again = trainer(tokenizer, tmp_path, max_steps=4, trust_checkpoint=True)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        again.train(resume_from_checkpoint=str(folder))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_true_wants_a_checkpoint_and_auto_takes_none(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no checkpoint that can be resumed"):
-        trainer(tokenizer, tmp_path).train(resume_from_checkpoint=True)
-    run = trainer(tokenizer, tmp_path)
-    run.train(resume_from_checkpoint="auto")
-    assert run.state.global_step == 3
-
-
-def test_a_checkpoint_of_the_last_step_is_not_trained_beyond(tokenizer: Any, tmp_path: Path) -> None:
-    """Three steps an epoch, four in all: resumed after the fourth, which is within an epoch, nothing is trained."""
-    first = trainer(tokenizer, tmp_path, max_steps=4)
-    first.train()
-    again = trainer(tokenizer, tmp_path, max_steps=4)
-    again.train(resume_from_checkpoint="auto")
-    assert again.state.global_step == 4
-    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_save_total_limit_keeps_the_best_and_the_newest(tokenizer: Any, tmp_path: Path) -> None:
-    """The loss falls, and the greatest is called the best here: the first checkpoint outlives the second to fourth."""
-    run = trainer(
-        tokenizer, tmp_path, max_steps=5, save_total_limit=2, eval_strategy="steps", eval_steps=1,
-        metric_for_best_model="loss", evaluation=make_rows(12), greater_is_better=True, load_best_model_at_end=True,
-    )  # fmt: skip
-    run.train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-5"]
-    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
-    for name in ("checkpoint-1", "checkpoint-5"):
-        assert problem(tmp_path / name) is None
-
-
-def test_weights_that_are_not_numbers_are_not_saved(tokenizer: Any, tmp_path: Path) -> None:
-    run = trainer(tokenizer, tmp_path)
-    run.train()
-    with torch.no_grad():
-        run.model.lm_head.weight[3, 2] = float("nan")
-    run.state.global_step = 7
-    with pytest.raises(
-        FloatingPointError, match=r"after step 7 1 trained weights are not finite, first lm_head.weight"
-    ):
-        run._save_checkpoint(run.model, None)
-    assert newest_good(tmp_path) == tmp_path / "checkpoint-3"
-
-
-def test_a_gradient_that_is_not_a_number_does_not_reach_the_weights(tokenizer: Any, tmp_path: Path) -> None:
-    """The classic: `where` over a branch that is NaN has a sound value, and NaN as its gradient."""
-
-    def broken(batch: losses.Pairs) -> torch.Tensor:
-        margin = batch.rejected.sum_logps - batch.chosen.sum_logps
-        return torch.where(margin > float("inf"), (margin * 0).sqrt(), margin)  # d sqrt(x) / dx at 0 is infinite
-
-    run = trainer(tokenizer, tmp_path, broken)
-    before = [weight.detach().clone() for weight in run.model.parameters()]
-    with pytest.raises(
-        FloatingPointError, match="the gradient of step 1 is not finite, though the loss of every row is"
-    ):
-        run.train()
-    assert all(torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True))
-
-
-def test_the_state_of_other_groups_is_refused(tokenizer: Any, tmp_path: Path) -> None:
-    """As many groups, but other names: by index the weights would fit."""
-    loss = {"name": "group_robust", "base": "dpo"}
-    trainer(tokenizer, tmp_path, loss).train()
-    again = trainer(tokenizer, tmp_path, loss, groups=("b", "c"), max_steps=4)
-    with pytest.raises(
-        ValueError, match=r"the state of the groups \['a', 'b'\], but the training data has \['b', 'c'\]"
-    ):
-        again.train(resume_from_checkpoint="auto")
-
-
-def test_state_that_is_not_by_group_does_not_ask_for_groups(tmp_path: Path) -> None:
-    """beta_dpo's running mean belongs to no group; group_robust's weights come back under the same names."""
-    one = losses.build("beta_dpo")
-    save_loss(one, tmp_path, ["a"])
-    load_loss(losses.build("beta_dpo"), tmp_path, ["z"])
-    two = losses.build("group_robust")
-    two.bind(Facts(4, {"a": 1, "b": 3}))
-    two.log_weights = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
-    save_loss(two, tmp_path, ["a", "b"])
-    back = losses.build("group_robust")
-    back.bind(Facts(4, {"a": 1, "b": 3}))
-    load_loss(back, tmp_path, ["a", "b"])
-    assert torch.equal(back.state_dict()["log_weights"], two.state_dict()["log_weights"])
-    with pytest.raises(ValueError, match="resume with the data that the run began with"):
-        load_loss(back, tmp_path, ["b", "a"])
-
-
-@pytest.mark.parametrize("key", ["enable_jit_checkpoint", "save_on_each_node"])
-def test_what_would_save_in_another_way_is_refused(key: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {key: True}
-    with pytest.raises(ValueError, match=f"{key}: True cannot work here: "):
-        PreferenceConfig(output_dir=str(tmp_path), **options)
-
-
-# ---- time ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "seconds"),
-    [(None, None), (90, 90.0), ("90", 90.0), (0.5, 0.5), ("01:30:05", 5405.0), ("2-00:00:10", 172810.0)],
-)
-def test_durations(given: Any, seconds: float | None) -> None:
-    assert duration("max_wall_time", given) == seconds
-
-
-@pytest.mark.parametrize("given", [0, -1, "1:30", "00:60:00", "soon", "nan", float("inf")])
-def test_wrong_durations(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_wall_time: expected seconds, or time as \[D-\]HH:MM:SS, more than 0"):
-        duration("max_wall_time", given)
-
-
-def test_the_clock_leaves_time_for_a_step_and_a_save_twice() -> None:
-    """Of 10,000,000 s nothing is used. Needed: 2 (step + save), with an evaluation due 2 (step + save + evaluation)."""
-    clock = WallClock(1e7)
-    assert clock.save == 5e5  # before the first save: 5 % of the limit
-    clock.step = 4.4e6
-    assert not clock.is_short(evaluates=False)  # 2 * 4.9e6 < 1e7
-    clock.step = 4.6e6
-    assert clock.is_short(evaluates=False)  # 2 * 5.1e6 > 1e7
-    clock.step, clock.evaluation = 1e6, 3.9e6
-    assert not clock.is_short(evaluates=False)
-    assert clock.is_short(evaluates=True)
-    clock.save_done()
-    assert clock.save < 100  # measured now, no longer taken from the limit
-    assert not clock.is_short(evaluates=True)  # 2 * 4.9e6 < 1e7
-    clock.limit = 2 * 4.9e6 + 5  # 10 s are for ending
-    assert clock.is_short(evaluates=True)

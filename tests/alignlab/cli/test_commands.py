@@ -20,8 +20,8 @@ def fails(capsys, *words):
     return captured.err.removeprefix("alignlab: error: ").strip()
 
 
-READ_AT_ONCE = ("", "score", "plan", "eval", "demo", "losses", "data check", "report", "sweep")
-READ_AT_ONCE += ("cache info", "cache verify", "cache prune")
+READ_AT_ONCE = ["", "score", "plan", "eval", "demo", "losses", "data check", "report", "sweep"]
+READ_AT_ONCE += ["cache info", "cache verify", "cache prune"]
 
 
 @pytest.mark.parametrize("command", READ_AT_ONCE)

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.options import DataConfig
-from alignlab.config.parser import parse_yaml, write_yaml
+from alignlab.config.parser import write_yaml
 from alignlab.config.run import load_config, schema
 
 BASE: dict[str, Any] = {
@@ -191,28 +191,6 @@ def test_broken_yaml_names_the_file(tmp_path, text):
         load_config(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("{a: {b: 1e-3}}", {"a": {"b": 0.001}}),  # text in YAML 1.1
-        ("[1.5e+3, .5, 5., -2e6, .inf, 0]", [1500.0, 0.5, 5.0, -2e6, float("inf"), 0]),
-        ("[yes, no, on, off]", ["yes", "no", "on", "off"]),  # booleans in YAML 1.1
-        ("[2024-01-01, 1:30, 1_000, 010]", ["2024-01-01", "1:30", "1_000", "010"]),  # date and integers in YAML 1.1
-        ("[true, null, ~, '1e-3']", [True, None, None, "1e-3"]),
-        ("{base: &b {x: 1, y: 2}, other: {<<: *b, y: 3}}", {"base": {"x": 1, "y": 2}, "other": {"x": 1, "y": 3}}),
-    ],
-)
-def test_scalars_are_read_as_yaml_1_2_has_them(text, value):
-    assert parse_yaml(text, "test") == value
-
-
-def test_written_yaml_reads_back_the_same():
-    values = {"a": ["1e-3", "yes", "null", "2024-01-01", "010", "", "ü: x", 1e-3, 1e20, -0.5, None, True, 3, "3"]}
-    found = parse_yaml(write_yaml(values), "test")
-    assert found == values
-    assert [type(one) for one in found["a"]] == [type(one) for one in values["a"]]
-
-
 def test_resolved_config_reads_back_the_same(tmp_path):
     config = load_config(BASE, ["--peft.r", "8", "--run_name", "1e-3", "--scorers.a", "p", "--eval_delay", "0.5"])
     path = tmp_path / "resolved.yaml"
@@ -239,13 +217,6 @@ def test_python_and_yaml_have_the_same_defaults(tmp_path):
     assert ours.to_dict() == theirs.to_dict()
 
 
-def test_impossible_options_are_refused_from_python_too(tmp_path):
-    with pytest.raises(ValueError, match="use_liger_kernel: True cannot work here"):
-        PreferenceConfig(output_dir=str(tmp_path), use_liger_kernel=True)
-    with pytest.raises(ValueError, match="on_bad_row: expected one of error, skip, found 'drop'"):
-        PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")
-
-
 def test_shipped_deepspeed_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = load_config(BASE, ["--deepspeed", "zero2.json"]).training_args()
@@ -269,3 +240,14 @@ def test_every_key_says_what_it_is():
     groups = {title: keys for title, keys in schema().groups.items() if title != "transformers.TrainingArguments"}
     assert [key.name for keys in groups.values() for key in keys if len(key.help.split()) < 2] == []
     assert sum(map(len, groups.values())) < len(schema().types)
+
+
+def test_parallelism_in_a_config_is_refused_by_its_key() -> None:
+    with pytest.raises(ValueError, match=r"parallelism_config: not a key .* would cut rows"):
+        load_config({**BASE, "parallelism_config": {"cp_size": 2}})
+
+
+def test_merging_shards_is_refused() -> None:
+    run = {**BASE, "peft": {"r": 4}, "deepspeed": "zero3.json"}
+    with pytest.raises(ValueError, match=r"model\.merge_adapter: under ZeRO-3"):
+        load_config({**run, "model": {"name_or_path": "model", "merge_adapter": True}}).training_args()

@@ -1,0 +1,127 @@
+"""What the trainer makes of checkpoints: saved only if sound, chosen, resumed bit for bit, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from making import make_model, make_rows
+
+from alignlab import losses
+from alignlab.checkpoints.folders import newest_good, problem
+from alignlab.config.arguments import PreferenceConfig
+from alignlab.training.trainer import PreferenceTrainer
+
+
+def trainer(
+    tokenizer: Any, folder: Path, loss: Any = "dpo", groups: Any = ("a", "b"), evaluation: Any = None, **changes: Any
+) -> Any:
+    options: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "disable_tqdm": True}
+    options |= {"per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, **changes}
+    args = PreferenceConfig(output_dir=str(folder), **options)
+    return PreferenceTrainer(make_model(), args, loss, make_rows(12, groups=groups), evaluation, tokenizer)
+
+
+def test_nothing_but_zero_is_unpickled(tokenizer: Any, tmp_path: Path) -> None:
+    """Optimiser, scheduler and random states load with weights_only; training_args.bin is never loaded.
+
+    A pickle that would call a function in their place is refused by torch, with trust_checkpoint, too.
+    """
+    trainer(tokenizer, tmp_path, save_total_limit=1).train()
+    folder = tmp_path / "checkpoint-3"
+    loaded = {path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth")}
+    assert loaded == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for name in ("training_args.bin", "optimizer.pt"):
+        with zipfile.ZipFile(folder / name) as archive:
+            prefix = archive.namelist()[0].split("/")[0]
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr(f"{prefix}/data.pkl", pickle.dumps(Evil()))
+            archive.writestr(f"{prefix}/version", "3\n")
+    again = trainer(tokenizer, tmp_path, max_steps=4, trust_checkpoint=True)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        again.train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_true_wants_a_checkpoint_and_auto_takes_none(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoint that can be resumed"):
+        trainer(tokenizer, tmp_path).train(resume_from_checkpoint=True)
+    run = trainer(tokenizer, tmp_path)
+    run.train(resume_from_checkpoint="auto")
+    assert run.state.global_step == 3
+
+
+def test_a_checkpoint_of_the_last_step_is_not_trained_beyond(tokenizer: Any, tmp_path: Path) -> None:
+    """Three steps an epoch, four in all: resumed after the fourth, which is within an epoch, nothing is trained."""
+    first = trainer(tokenizer, tmp_path, max_steps=4)
+    first.train()
+    again = trainer(tokenizer, tmp_path, max_steps=4)
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 4
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_save_total_limit_keeps_the_best_and_the_newest(tokenizer: Any, tmp_path: Path) -> None:
+    """The loss falls, and the greatest is called the best here: the first checkpoint outlives the second to fourth."""
+    run = trainer(
+        tokenizer, tmp_path, max_steps=5, save_total_limit=2, eval_strategy="steps", eval_steps=1,
+        metric_for_best_model="loss", evaluation=make_rows(12), greater_is_better=True, load_best_model_at_end=True,
+    )  # fmt: skip
+    run.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-5"]
+    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
+    for name in ("checkpoint-1", "checkpoint-5"):
+        assert problem(tmp_path / name) is None
+
+
+def test_weights_that_are_not_numbers_are_not_saved(tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(tokenizer, tmp_path)
+    run.train()
+    with torch.no_grad():
+        run.model.lm_head.weight[3, 2] = float("nan")
+    run.state.global_step = 7
+    with pytest.raises(
+        FloatingPointError, match=r"after step 7 1 trained weights are not finite, first lm_head.weight"
+    ):
+        run._save_checkpoint(run.model, None)
+    assert newest_good(tmp_path) == tmp_path / "checkpoint-3"
+
+
+def test_a_gradient_that_is_not_a_number_does_not_reach_the_weights(tokenizer: Any, tmp_path: Path) -> None:
+    """The classic: `where` over a branch that is NaN has a sound value, and NaN as its gradient."""
+
+    def broken(batch: losses.Pairs) -> torch.Tensor:
+        margin = batch.rejected.sum_logps - batch.chosen.sum_logps
+        return torch.where(margin > float("inf"), (margin * 0).sqrt(), margin)  # d sqrt(x) / dx at 0 is infinite
+
+    run = trainer(tokenizer, tmp_path, broken)
+    before = [weight.detach().clone() for weight in run.model.parameters()]
+    with pytest.raises(
+        FloatingPointError, match="the gradient of step 1 is not finite, though the loss of every row is"
+    ):
+        run.train()
+    assert all(torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True))
+
+
+def test_the_state_of_other_groups_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """As many groups, but other names: by index the weights would fit."""
+    loss = {"name": "group_robust", "base": "dpo"}
+    trainer(tokenizer, tmp_path, loss).train()
+    again = trainer(tokenizer, tmp_path, loss, groups=("b", "c"), max_steps=4)
+    with pytest.raises(
+        ValueError, match=r"the state of the groups \['a', 'b'\], but the training data has \['b', 'c'\]"
+    ):
+        again.train(resume_from_checkpoint="auto")
