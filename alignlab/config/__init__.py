@@ -7,7 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .options import DataConfig, Dtype, ModelOptions, holds_adapter
-from .parser import Key, Values, parse_yaml, read_yaml, readable_type, split_command_line, unknown_key, write_yaml
+from .parser import (
+    Key,
+    Values,
+    block_of,
+    parse_yaml,
+    read_yaml,
+    readable_type,
+    split_command_line,
+    unknown_key,
+    write_yaml,
+)
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
@@ -22,6 +32,7 @@ __all__ = [
     "PreferenceConfig",
     "RunConfig",
     "Values",
+    "block_of",
     "duration",
     "find_config",
     "holds_adapter",

@@ -99,6 +99,23 @@ def unknown_key(path: str, allowed: Iterable[str]) -> ValueError:
     return ValueError(f"{path}: unknown key; {hint}")
 
 
+def block_of(values: Values, dotted: str) -> tuple[Values, str]:
+    """Returns the block that holds a dotted key, made where it is missing, and the key's last part.
+
+    Raises:
+        ValueError: something on the way has no keys.
+    """
+    *parents, last = dotted.split(".")
+    at = values
+    for depth, parent in enumerate(parents):
+        if at.get(parent) is None:
+            at[parent] = {}
+        at = at[parent]
+        if not isinstance(at, dict):
+            raise ValueError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {at!r}, which has no keys")
+    return at, last
+
+
 def split_command_line(arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
     """Splits ``CONFIG --key value --other=value`` into the config and ``(key, text)`` pairs; either may come first.
 
@@ -196,14 +213,10 @@ class Schema:
         for key, text in options:
             structured = text[:1] in ("[", "{") or text in ("null", "~")
             keep = not structured and _accepts_text(self.types.get(key))
-            *parents, last = key.split(".")
-            where = result
-            for depth, parent in enumerate(parents):
-                if where.get(parent) is None:
-                    where[parent] = {}
-                where = where[parent]
-                if not isinstance(where, dict):
-                    raise ValueError(f"--{key}: {'.'.join(parents[: depth + 1])} is {where!r}, which has no keys")
+            try:
+                where, last = block_of(result, key)
+            except ValueError as error:
+                raise ValueError(f"--{error}") from error
             where[last] = text if keep else parse_yaml(text, f"--{key}")
         return result
 

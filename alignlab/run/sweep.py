@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignlab.config import RunConfig, Values, find_config, load_config, parse_yaml, read_yaml, unknown_key, write_yaml
+from alignlab.config import (
+    RunConfig,
+    Values,
+    block_of,
+    find_config,
+    load_config,
+    parse_yaml,
+    read_yaml,
+    unknown_key,
+    write_yaml,
+)
 
 KEYS = ("config", "output_dir", "set", "runs", "grid", "launcher")
 _LONGEST_NAME = 120
@@ -141,7 +151,8 @@ def _run(where: str, base: Values, layers: list[Values], own: Values, folder: Pa
     try:
         for layer in layers:
             for key, value in layer.items():
-                _put(values, str(key), copy.deepcopy(value))
+                at, last = block_of(values, str(key))  # a key without dots replaces the whole block
+                at[last] = copy.deepcopy(value)
         values["output_dir"] = str(folder / name)
         config = load_config(values)
     except (ValueError, OSError) as error:
@@ -149,19 +160,6 @@ def _run(where: str, base: Values, layers: list[Values], own: Values, folder: Pa
     run = SweepRun(name, folder / name, config, own)
     _check_same(run, where)
     return run
-
-
-def _put(values: Values, dotted: str, value: Any) -> None:
-    """Sets a dotted key; a key without dots replaces the whole block."""
-    *parents, last = dotted.split(".")
-    at = values
-    for depth, parent in enumerate(parents):
-        if at.get(parent) is None:
-            at[parent] = {}
-        at = at[parent]
-        if not isinstance(at, dict):
-            raise ValueError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {at!r}, which has no keys")
-    at[last] = value
 
 
 def _check_same(run: SweepRun, where: str) -> None:
