@@ -32,7 +32,7 @@ Log = list[dict[str, float]]
 def launch(words: list[str], folder: Path, out: Path, runs: list[dict[str, Any]]) -> str:
     """Runs ``engine_ranks.py`` under a launcher; returns what it said. Offload's first launch compiles for a minute."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    env["PYTHONPATH"] = str(Path(__file__).parent)
+    env["PYTHONPATH"] = str(Path(engine_ranks.__file__).parent)
     command = [*words, engine_ranks.__file__, str(folder), str(out), json.dumps(runs)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]

@@ -1,4 +1,4 @@
-"""The house keeps its plan: floors, faces, packages, pages and sizes; and each of these checks sees a planted breach."""
+"""The house keeps its plan: floors, faces, packages, pages and sizes; each of these checks sees a planted breach."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def circles(house: House) -> list[str]:
 
 
 def behind_faces(house: House) -> list[str]:
-    """Imports across rooms that take something else than a room's ``__all__`` offers, and absolute ones inside a room."""
+    """Imports across rooms of what is not in a room's ``__all__``, and absolute imports inside a room."""
     found = []
     for room, path in house.every_file():
         own = [alias for alias in _rooms_by_name(path) if alias in house.folders]
@@ -75,9 +75,9 @@ def behind_faces(house: House) -> list[str]:
             elif target and len(one.module) == 2 and one.name not in house.face(target):
                 found.append(f"{place}: {target} does not offer {one.name}")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in own:
-                if node.attr not in house.face(node.value.id):
-                    found.append(f"{path.relative_to(house.root)}:{node.lineno}: {ast.unparse(node)} is not offered")
+            taken = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in own
+            if taken and node.attr not in house.face(node.value.id):  # type: ignore[attr-defined]
+                found.append(f"{path.relative_to(house.root)}:{node.lineno}: {ast.unparse(node)} is not offered")  # type: ignore[attr-defined]
     return found
 
 
@@ -164,7 +164,8 @@ def asking_names(house: House) -> list[str]:
     for room, path in house.every_file():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if room != "losses" else ():
             if isinstance(node, ast.Compare | ast.MatchValue):
-                texts = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                values = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+                texts = {value for value in values if isinstance(value, str)}
                 if texts & names:
                     found.append(f"{path.relative_to(house.root)}:{node.lineno}: {sorted(texts & names)}")
     return found

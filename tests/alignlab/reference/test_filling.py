@@ -59,8 +59,11 @@ os._exit(0)
 """
 
 
+SUPPORT = Path(__file__).parents[2] / "support"
+
+
 def start(folder: Path, kill_after: int = 0, pause: float = 0.0) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2]), str(folder), str(kill_after), str(pause)]
+    words = [sys.executable, "-c", SCRIPT, str(SUPPORT), str(folder), str(kill_after), str(pause)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
@@ -118,9 +121,7 @@ def test_what_rank_0_finds_wrong_is_raised_on_every_rank(tmp_path: Path) -> None
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    tests = Path(__file__).parents[2]
-    # The checkout before its tests: a launched script does not look where it is run, and there is a tests/alignlab too.
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests)))}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
     done = subprocess.run([*torchrun, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = ((tmp_path / rank).read_text() for rank in "01")

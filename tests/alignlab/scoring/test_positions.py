@@ -149,7 +149,7 @@ def test_ddp_and_zero3_give_the_gradients_of_one_process() -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words = [sys.executable, "-c", ENGINES, str(Path(__file__).parents[2])]
+    words = [sys.executable, "-c", ENGINES, str(Path(__file__).parents[2] / "support")]
     env = os.environ | ranks | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
