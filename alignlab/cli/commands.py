@@ -11,7 +11,6 @@ from importlib import metadata
 
 from . import cache, data, demo, evaluate, losses, plan, report, score, sweep, train
 from .launched import without_local_rank
-from .parsers import add_reader
 
 # Everything heavy (torch, transformers, rich) is imported by the command that needs it, so that help comes at once.
 
@@ -52,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="alignlab", description="Train language models on preferences.")
     parser.add_argument("--version", action="version", version=f"alignlab {metadata.version('alignlab')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for one in (train, score, plan, losses, data, cache, evaluate, report, sweep):
+    for one in (train, score, plan, losses, data, cache, evaluate, report, sweep, demo):
         one.add_to(commands)
-    add_reader(commands, "demo", "a small model learns a preference, from nothing, in minutes")
     return parser

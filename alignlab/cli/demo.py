@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .parsers import add_reader
+
 # torch and all that needs it is imported inside functions, so that `alignlab demo --help` comes at once.
 
 DEMONSTRATIONS, PAIRS, HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 8192, 4096, 512, 128
@@ -31,6 +33,11 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def add_to(commands: Any) -> None:
+    """Names the command; its options are below."""
+    add_reader(commands, "demo", "a small model learns a preference, from nothing, in minutes")
 
 
 def main(words: Sequence[str] = ()) -> None:
