@@ -10,13 +10,17 @@ INSTALLED := $(VENV)/.installed
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench bench-losses repro install clean
+.PHONY: demo test test-fast lint bench bench-losses repro install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# What serves while one works: the rooms one by one, without what takes several ranks, kills or whole runs; under three minutes.
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not slow" tests/alignlab tests/data tests/losses tests/test_layout.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

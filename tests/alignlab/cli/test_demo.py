@@ -21,6 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_whole_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stage runs; the table, three answers before and after and the model's path are printed; twice in a row."""

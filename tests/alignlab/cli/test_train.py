@@ -78,6 +78,7 @@ def ended(job):
     return job.returncode
 
 
+@pytest.mark.slow
 def test_two_ranks_under_torchrun_end_cleanly(config_path, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     job = launch(*torchrun, "-m", "alignlab", "train", str(config_path), "--per_device_train_batch_size", "2")
@@ -86,6 +87,7 @@ def test_two_ranks_under_torchrun_end_cleanly(config_path, tmp_path):
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_deepspeeds_launcher_may_put_the_local_rank_first(config_path, tmp_path):
     """It starts ``train.py --local_rank=0 CONFIG ...`` with the same in the environment."""
     rank = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29712"}
@@ -94,6 +96,7 @@ def test_deepspeeds_launcher_may_put_the_local_rank_first(config_path, tmp_path)
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_from_there(config_path, tmp_path):
     """SIGUSR1 in a run of very many steps: a checkpoint, status 75; resumed for two steps more, it counts on."""
     run = tmp_path / "run"

@@ -177,6 +177,7 @@ def test_a_model_without_an_end_is_refused_at_the_start(tmp_path: Path) -> None:
         PreferenceTrainer(model, args, "sft", make_rows(4), make_rows(2), tokenizer)
 
 
+@pytest.mark.slow
 def test_two_ranks_log_what_one_process_does(tmp_path: Path) -> None:
     """Five prompts on two ranks, from YAML under torchrun: the same generation metrics after the same two steps."""
     (tmp_path / "judge.py").write_text(JUDGE)

@@ -136,6 +136,7 @@ def test_bad_input_is_named(
     assert message in error
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_process_does(folder: Path, tmp_path: Path) -> None:
     """Eleven pairs and five prompts are uneven shares; answers are the same, figures equal to 1e-4."""
     judge = f"{folder}/judge.py:letters"

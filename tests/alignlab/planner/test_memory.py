@@ -137,6 +137,7 @@ def test_command_prints_a_table_or_json(config: Any, tmp_path: Path, capsys: pyt
     assert main(["plan", str(tmp_path / "run.yaml"), "--prompt-tokens", "64"]) == 0  # a completion of one token
 
 
+@pytest.mark.slow
 def test_a_real_run_of_more_than_100M_parameters_takes_what_was_planned(tmp_path: Path) -> None:
     """The benchmark's case with gradient checkpointing, one pair a micro-batch; within 20 %."""
     spec = importlib.util.spec_from_file_location("planner_benchmark", ROOT / "benchmarks" / "planner.py")

@@ -84,6 +84,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_one_shard(fresh: list[float], tmp_path: Path) -> None:
     """Killed while completion 37 of 64 is scored: of 36 scored ones at most one shard of 8 is scored again."""
     killed = start(tmp_path, kill_after=36)
@@ -94,6 +95,7 @@ def test_a_kill_loses_at_most_one_shard(fresh: list[float], tmp_path: Path) -> N
     assert losses == fresh
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_cache_score_once(fresh: list[float], tmp_path: Path) -> None:
     """Started together: one scores, the other waits for it and reads."""
     both = [start(tmp_path, pause=0.2), start(tmp_path, pause=0.2)]
@@ -102,6 +104,7 @@ def test_two_processes_on_one_cache_score_once(fresh: list[float], tmp_path: Pat
     assert results[0][1] == results[1][1] == fresh
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_named_and_rescored(fresh: list[float], tmp_path: Path) -> None:
     """One byte of one shard: the shard is named in the log, its rows are scored again, the losses are the same."""
     result(start(tmp_path))

@@ -39,6 +39,7 @@ def test_what_is_missing_is_run_and_nothing_else(folder, write, capsys):
     assert after[1] > times[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_in_a_process_of_its_own(folder, write, capsys):
     """Stopped behind step 1 of 2, the run ends with the weights of one that was not stopped."""
     file = write(grid={"seed": [0, 1]}, set={"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2})
@@ -65,6 +66,7 @@ def test_a_failed_run_is_named_and_the_others_run(folder, write, capsys):
     assert [run.state for run in load_sweep(file).runs] == ["missing", "done"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_at_work_with_a_checkpoint_and_the_sweep(folder, write):
     """The sweep hands SIGTERM on, the run saves, and the second run is not begun."""
     file = write(grid={"seed": [0, 1]}, set={"max_steps": 100000, "logging_steps": 1, "disable_tqdm": False})

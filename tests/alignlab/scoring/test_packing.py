@@ -162,6 +162,7 @@ def test_any_ragged_layout_scores_the_same(lengths: list[tuple[int, int, int]], 
     torch.testing.assert_close(one_field, found["padded"][:2, :, :depth].reshape(-1, depth), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo", "tdpo", "group_robust", "sft"])
 def test_trajectories_packed_and_padded(loss: str, tokenizer: Any, tmp_path: Path) -> None:
     """20 steps: losses of every step within 1e-4."""

@@ -143,6 +143,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_ddp_and_zero3_give_the_gradients_of_one_process() -> None:
     """Three steps, head tied and not: ZeRO-3 gathers the weight for forward and backward; DDP finds all parameters."""
     with socket.socket() as free:

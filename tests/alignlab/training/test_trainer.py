@@ -73,6 +73,7 @@ class UnevenTrainer(PreferenceTrainer):
         return self._loaders.over(self.train_dataset, sampler, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "kto", "group_robust", "orpo"])
 def test_a_step_is_the_same_however_it_is_cut(name: str, tokenizer: Any, tmp_path: Path) -> None:
     """8 rows == 8 x 1 == 4 + 2 + 2, losses and weights of every step, within 1e-5."""
@@ -110,6 +111,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, tokenizer: Any, tmp
         assert moved.max() - moved.min() > 0.01, "the group weights that were compared did move"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEVEN)
 def test_evaluation_does_not_depend_on_batch_size(name: str, tokenizer: Any, tmp_path: Path) -> None:
     """13 rows in batches of 8, 3 and 1 give the same metrics: evaluation is one step over the set."""
