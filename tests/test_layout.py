@@ -264,6 +264,7 @@ def test_the_page_is_the_generated_one(house: House) -> None:
     assert page(house) == committed, "run python docs/make_architecture.py"
 
 
+@pytest.mark.slow
 def test_a_step_goes_through_the_rooms_as_the_page_says() -> None:
     """The rooms that one traced optimiser step enters, in the order in which it enters them first."""
     words = [sys.executable, str(ROOT / "benchmarks" / "rooms.py"), "step"]

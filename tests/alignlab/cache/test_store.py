@@ -279,6 +279,7 @@ class TestProcesses:
         fill(tmp_path, redone)  # the lock of the dead process is free
         assert_holds(ScoreCache(tmp_path).open(NAME), range(scored))
 
+    @pytest.mark.slow
     def test_one_scores_and_the_other_waits_and_reads(self, tmp_path):
         script = (
             "logging.basicConfig()\n"

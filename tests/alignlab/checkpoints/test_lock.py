@@ -17,6 +17,7 @@ SCRIPT = "import sys, time; from pathlib import Path; from alignlab.checkpoints.
 SCRIPT += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
+@pytest.mark.slow
 def test_one_run_a_folder_until_it_dies(tmp_path: Path, monkeypatch: Any) -> None:
     """Refused while another process lives, naming it; free as soon as it is killed; held twice by one process."""
     other = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -116,6 +116,7 @@ def test_errors_are_one_line(capsys, words, message):
     assert message in fails(capsys, *words)
 
 
+@pytest.mark.slow
 def test_an_error_is_all_that_is_printed():
     done = subprocess.run(
         [sys.executable, "-m", "alignlab", "train", "nope"], capture_output=True, text=True, timeout=120

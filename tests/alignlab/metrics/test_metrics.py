@@ -61,6 +61,7 @@ def test_evaluate_adds_batches(tmp_path):
     assert loaded.compute()["accuracy"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_loads_offline_away_from_the_checkout(tmp_path):
     """In a fresh process, with the hub switched off and an empty cache, and from another folder."""
     script = (

@@ -118,6 +118,7 @@ def test_a_flipped_byte_is_named_and_rescored(fresh: list[float], tmp_path: Path
     assert losses == fresh
 
 
+@pytest.mark.slow
 def test_what_rank_0_finds_wrong_is_raised_on_every_rank(tmp_path: Path) -> None:
     """Rank 0 alone opens the reference, in a folder without a model; the other rank says the same and does not hang."""
     (tmp_path / "empty").mkdir()

@@ -116,6 +116,7 @@ def test_a_report_that_cannot_be_written_leaves_the_run_whole(tmp_path, model_pa
     assert "the run is complete, but its report could not be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_answers_from_before_its_first_step(tmp_path, model_path):
     saved = {"save_strategy": "steps", "save_steps": 4}
     folder = train(config_of(tmp_path, model_path, max_steps=4, **saved))

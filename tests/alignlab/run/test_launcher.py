@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = ROOT / "launch" / "slurm_one_node.sbatch"
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_run_and_nothing_else(folder, write, capsys):
     file = write(grid={"loss.beta": [0.1, 0.2], "seed": [0]})
     assert main(["sweep", file, "--in-process"]) == 0

@@ -84,6 +84,7 @@ def scores_and_gradient(model: Any, fields: Any, mode: Any, **options: Any) -> t
     return logps.detach(), gradient, layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_equals_padded(name: str) -> None:
     """Scores within 1e-4 nats and gradients within 1e-4 of the largest, rows longer than the window."""
