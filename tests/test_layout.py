@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,9 @@ def test_a_step_goes_through_the_rooms_as_the_page_says() -> None:
 def test_torch_is_not_loaded_before_it_is_needed(module: str) -> None:
     script = f"import sys, {module}; sys.exit(sorted({{'torch', 'transformers'}} & set(sys.modules)) or 0)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("room", [room for rooms in FLOORS for room in rooms if room not in ("launch", "configs")])
+def test_a_face_has_what_it_offers(room: str, house: House) -> None:
+    face = import_module(f"alignlab.{room}")
+    assert [name for name in house.face(room) if not hasattr(face, name)] == []
