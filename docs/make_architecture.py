@@ -50,16 +50,16 @@ circle. {rooms} rooms, {arrows} arrows between them.
 
 What `PreferenceTrainer` does between two updates of the weights, room by room in the order in which they are entered,
 for DPO on packed rows with cached reference scores. `N` rows a micro-batch, `F` completions of each (`chosen` and
-`rejected`: 2), `T` positions of the longest one, `S` tokens that go through the model, `M` of them that predict a token
-that counts.
+`rejected`: 2), `T` positions of the longest one, `S` tokens that go through the model, `M` predictions
+of tokens that count (a prompt's last token makes one for each completion).
 
 | room | what happens | what is handed on |
 |---|---|---|
 {step}
 
 Then `training` sums the rows' losses over the whole step, and the Trainer of transformers takes gradient and update.
-The table's order is that of a traced step; `python benchmarks/rooms.py` prints every switch between rooms, of one step
-and of a whole `alignlab train`.
+The table's order is that of a traced step; `python benchmarks/rooms.py` prints every switch between rooms of a step,
+and counts those of a whole `alignlab train`.
 
 ## The files
 
@@ -110,9 +110,7 @@ class House:
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        inside = sorted(
-            one.parent.name for one in (root / "alignlab").glob("*/__init__.py") if one.parent.name not in LEAVES
-        )
+        inside = sorted({one.parent.name for one in (root / "alignlab").glob("*/*.py")} - {*LEAVES})
         self.folders = {name: root / "alignlab" / name for name in inside}
         self.folders |= {name: root / name for name in (*LEAVES, "launch")}
 

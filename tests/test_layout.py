@@ -71,6 +71,10 @@ def behind_faces(house: House) -> list[str]:
                 found.append(f"{place}: reaches out of its room")
             elif target == room and room != BY_PATH:
                 found.append(f"{place}: inside a room imports are relative")
+            elif one.level == 0 and one.module[0] == "alignlab" and not target:
+                found.append(f"{place}: a room is named, and nothing else of the package")
+            elif one.level == 1 and room and not one.module[0] and not _is_file(path, one.name):
+                found.append(f"{place}: takes {one.name} from the face of its own room, in a circle")
             elif target and (not one.name or len(one.module) > 2):
                 found.append(f"{place}: goes behind the face of {target}")
             elif target and len(one.module) == 2 and one.name not in house.face(target):
@@ -80,6 +84,10 @@ def behind_faces(house: House) -> list[str]:
             if taken and node.attr not in house.face(node.value.id):  # type: ignore[attr-defined]
                 found.append(f"{path.relative_to(house.root)}:{node.lineno}: {ast.unparse(node)} is not offered")  # type: ignore[attr-defined]
     return found
+
+
+def _is_file(path: Path, name: str) -> bool:
+    return path.with_name(f"{name}.py").exists() or path.with_name(name).is_dir()
 
 
 def _rooms_by_name(path: Path) -> Iterator[str]:
@@ -120,6 +128,8 @@ def untold(house: House) -> list[str]:
 def speechless(house: House) -> list[str]:
     """Files without a docstring, rooms that do not say what must never be in them, faces without ``__all__``."""
     found = [str(path.relative_to(house.root)) for _, path in house.every_file() if not docstring(path)]
+    flat = {path.name for path in (house.root / "alignlab").glob("*.py")} - {"__init__.py", "__main__.py"}
+    found += [f"alignlab/{name}: in no room" for name in sorted(flat)]
     faces = [room for room in house.folders if room not in ("launch", "configs")]
     found += [f"{room}: Never here?" for room in house.folders if room != "launch" and not house.says(room)[1]]
     return found + [f"{room}: __all__?" for room in faces if not house.face(room)]
@@ -208,6 +218,12 @@ BREACHES = [
     (behind_faces, "alignlab/training/step.py", "\n\nfrom alignlab import scoring\n\nscoring.head.head_of(None)\n"),
     (behind_faces, "alignlab/training/step.py", "\n\nfrom losses import build\n"),
     (behind_faces, "launch/train.py", "\n\nfrom alignlab.cli.main import main\n"),
+    (behind_faces, "alignlab/cache/store.py", "\n\nfrom alignlab import PreferenceTrainer\n"),
+    (behind_faces, "alignlab/cache/store.py", "\n\nimport alignlab\n"),
+    (behind_faces, "alignlab/cache/store.py", "\n\nfrom alignlab.helpers import thing\n"),
+    (behind_faces, "alignlab/cache/shard.py", "\n\nfrom . import ScoreStore\n"),
+    (up_or_beside, "alignlab/attic/thing.py", '"""A file of a folder without a face."""\n'),
+    (speechless, "alignlab/helpers.py", '"""A file in no room."""\n'),
     (reaching_out, "losses/dpo.py", "\n\nfrom alignlab.runtime import is_main\n"),
     (reaching_out, "data/prepare.py", "\n\nfrom ..losses import build\n"),
     (unpacked, "alignlab/attic/__init__.py", '"""A room that is not installed."""\n'),
@@ -283,4 +299,6 @@ def test_torch_is_not_loaded_before_it_is_needed(module: str) -> None:
 @pytest.mark.parametrize("room", [room for rooms in FLOORS for room in rooms if room not in ("launch", "configs")])
 def test_a_face_has_what_it_offers(room: str, house: House) -> None:
     face = import_module(f"alignlab.{room}")
-    assert [name for name in house.face(room) if not hasattr(face, name)] == []
+    offered = house.face(room)
+    assert [name for name in offered if name.startswith("_") or not hasattr(face, name)] == []
+    assert len({*offered}) == len(offered)

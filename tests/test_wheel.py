@@ -63,6 +63,7 @@ def test_train_with_a_shipped_config(python, tmp_path, model_path):
     overrides = ["--model.name_or_path", str(model_path), "--data.eval_rows", "2", "--max_steps", "2"]
     run(str(python), "-m", "alignlab", "train", "dpo", *overrides, cwd=tmp_path)
     assert (tmp_path / "runs" / "dpo" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "dpo" / "report.html").is_file()  # its template is a file of the package
 
 
 def test_metrics_load_by_path(python, tmp_path):

@@ -64,7 +64,7 @@ class ScoreCache:
         """Opens the store of one scorer; nothing is created on disk until something is written.
 
         Args:
-            fingerprint: the scorer's identity (``alignlab.fingerprint``); the name of the store's folder.
+            fingerprint: the scorer's identity (``fingerprint_model``); the name of the store's folder.
             meta: a description for people (``model``, ``dtype``, ...), written to ``meta.json`` with the first shard.
             verify: read every shard once and compare checksums. False only where another rank has just done so.
 

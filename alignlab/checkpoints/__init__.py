@@ -1,6 +1,6 @@
 """How a run survives: checkpoints whole or not at all, one run a folder, early stops.
 
-Never here: the trainer: folders, files and signals alone.
+Never here: the trainer or a model: folders, files, signals and the state of a loss.
 """
 
 from .early_stop import SIGNALS, STOPPED_EARLY, EarlyStop, StoppedEarly, StopSignals

@@ -19,7 +19,7 @@ from alignlab.runtime import evaluating, unwrap
 from alignlab.sampling import end_tokens
 
 from .dialogues import Dialogue, read_dialogues
-from .drawing import Drawn, Sampling, draw
+from .drawing import Drawn, Sampling, draw, first_of_each_prompt
 from .shares import joined
 
 Runner = Callable[[], AbstractContextManager[nn.Module]]  # yields a frozen model, ready to score
@@ -75,6 +75,8 @@ def answer_rows(
             cannot be found again (None, say), the token ids are decoded.
         reference: yields the reference, for the divergence from it.
     """
+    places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, sampling.count)}
+    dialogues = read_dialogues(source, places)  # what cannot be read should not cost the answers first
     with autocast():
         drawn = draw(policy, tokenizer, dataset, sampling)
     scores = score_answers(
@@ -86,7 +88,7 @@ def answer_rows(
         mode=mode,
         autocast=autocast,
     )
-    dialogues, ends = read_dialogues(source, {one.source for one in drawn}), end_tokens(unwrap(policy), tokenizer)
+    ends = end_tokens(unwrap(policy), tokenizer)
     rows = [
         _assembled(one, scored, dialogues.get(one.source) or _decoded(tokenizer, one), tokenizer, ends)
         for one, scored in zip(drawn, scores, strict=True)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from .budget import Budget
+from .budget import Budget, Limits
 
 _LONGEST_WAIT = 60.0  # seconds that a server may ask us to wait before the next attempt
 
@@ -76,15 +76,15 @@ class ChatClient:
         ValueError: options that cannot work. The message opens with the option's name; that of the address is ``name``.
     """
 
-    def __init__(self, url: str, options: ClientOptions, budget: Budget) -> None:
+    def __init__(self, url: str, options: ClientOptions, limits: Limits) -> None:
         try:
             parts = urlsplit(url)
         except ValueError as error:
             raise ValueError(f"name: {error}") from error
         if parts.username or parts.password or parts.query:
             raise ValueError("name: secrets do not belong in an address; put the key into a variable (key_env)")
+        self.url, self.options, self.budget = url.rstrip("/"), options, Budget(limits)
         check_positive(timeout=options.timeout, attempts=options.attempts)
-        self.url, self.options, self.budget = url.rstrip("/"), options, budget
         self._address = f"{self.url}/chat/completions"
         self._key, self._session = _key(options.key_env), requests.Session()
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import Budget, LimitReached, Limits, UnknownCost
+from .budget import LimitReached, Limits, UnknownCost
 from .client import ChatClient, ClientOptions, Refused, Unanswered, Unreachable, check_positive
 from .judge import Comparison, Judge, Verdict, both_orders, prompt_text
 
@@ -63,8 +63,8 @@ class Endpoint(Judge):
     """
 
     def __init__(self, url: str, options: EndpointOptions) -> None:
+        self.options, self.client = options, ChatClient(url, options, options)
         check_positive(workers=options.workers)
-        self.options, self.client = options, ChatClient(url, options, Budget(options))
         self.description = f"{options.model} at {self.client.url}"
         self._failures, self._stopped = 0, ""
 

@@ -72,6 +72,7 @@ def sample_answers(
     Raises:
         ValueError: the tokenizer and the model name no EOS token, so that no answer would ever end.
     """
+    assert seeds is None or isinstance(seeds, int) or len(seeds) == len(prompts)
     inner = unwrap(model)
     ends, pad = end_tokens(inner, tokenizer), models.pad_token_id(tokenizer)
     config = GenerationConfig(**_UNTOUCHED, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad)

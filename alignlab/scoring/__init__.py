@@ -1,6 +1,6 @@
-"""Batch to per-token log-probabilities and KL: the only room that runs a model forward.
+"""Batch to per-token log-probabilities and KL: the only room that scores with a model.
 
-Never here: a loss, a file, or a collective.
+Never here: a loss of preferences, a file, or a collective.
 """
 
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from alignlab.judges import Comparison, Verdict
-from alignlab.judges.budget import Budget, LimitReached, Limits
+from alignlab.judges.budget import LimitReached, Limits
 from alignlab.judges.client import ChatClient, ClientOptions
 from alignlab.judges.endpoint import Endpoint, EndpointOptions, JudgeError
 
@@ -301,7 +301,7 @@ def test_the_key_is_never_shown(
 def test_the_client_serves_who_does_not_judge(server: Server) -> None:
     """It sends what it is given, and nothing of a judge's; its budget counts and ends."""
     server.answer = lambda number, request: says("Blue.")
-    client = ChatClient(server.url, ClientOptions(model="writer"), Budget(Limits(max_requests=2)))
+    client = ChatClient(server.url, ClientOptions(model="writer"), Limits(max_requests=2))
     turns = [{"role": "user", "content": "Which colour?"}]
     client.budget.take(1)
     assert client.ask({"messages": turns, "temperature": 0.7, "seed": None}) == "Blue."
