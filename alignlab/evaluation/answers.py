@@ -75,10 +75,11 @@ def answer_rows(
             cannot be found again (None, say), the token ids are decoded.
         reference: yields the reference, for the divergence from it.
     """
-    places = {str(dataset[index]["source"]) for index in first_of_each_prompt(dataset, sampling.count)}
-    dialogues = read_dialogues(source, places)  # what cannot be read should not cost the answers first
+    asked = first_of_each_prompt(dataset, sampling.count)
+    # First of all: a source that cannot be read should not cost the answers.
+    dialogues = read_dialogues(source, {str(dataset[index]["source"]) for index in asked})
     with autocast():
-        drawn = draw(policy, tokenizer, dataset, sampling)
+        drawn = draw(policy, tokenizer, dataset, asked, sampling)
     scores = score_answers(
         policy,
         reference,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,14 @@ def first_of_each_prompt(dataset: Any, count: int) -> list[int]:
     return list(places.values())
 
 
-def draw(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Any, sampling: Sampling) -> list[Drawn]:
-    """Returns this rank's share of the answers, which are the same whatever the batch size and the number of ranks."""
-    first, rows = first_of_each_prompt(dataset, sampling.count), dataset.with_format("numpy")
+def draw(
+    policy: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Any, first: Sequence[int], sampling: Sampling
+) -> list[Drawn]:
+    """Returns this rank's share of the answers, which are the same whatever the batch size and the number of ranks.
+
+    ``first`` are the rows that are answered, as ``first_of_each_prompt`` names them.
+    """
+    rows = dataset.with_format("numpy")
     mine = [divmod(index, sampling.samples) for index in share(len(first) * sampling.samples)]
     asked = [(first[prompt], sample, rows[first[prompt]]) for prompt, sample in mine]
     answers = sample_answers(
