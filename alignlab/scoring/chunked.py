@@ -55,7 +55,7 @@ def chunked_scores(hidden: Tensor, head: Head, wanted: Wanted) -> dict[str, Tens
     side = head.side(hidden)
     form = (side.scale, side.cap, side.dtype)
     values = _ChunkedScores.apply(  # type: ignore[no-untyped-call]
-        hidden, side.weight, side.bias, form, other, wanted
+        hidden, side.weight, side.bias, form, other, wanted.on(hidden.device.type, head.vocabulary)
     )
     return dict(zip(wanted.names, values, strict=True))
 

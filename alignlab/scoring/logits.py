@@ -86,6 +86,6 @@ def _post_processed(raw: Tensor, scale: float, cap: float | None) -> Tensor:
 def _compute_dtype(weight: Tensor) -> torch.dtype:
     """Returns the dtype that a matmul with this weight runs in; autocast leaves float64 alone."""
     kind = weight.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return weight.dtype
