@@ -40,6 +40,30 @@ def is_sharded_at_load() -> bool:
 
 
 @contextmanager
+def placed(model: nn.Module, device: torch.device, *, stays: bool) -> Iterator[None]:
+    """Within it a model that lies elsewhere is on ``device``, and afterwards too if it ``stays`` there.
+
+    The Trainer of transformers leaves a model where it was loaded if an engine is to place it later (ZeRO, FSDP), or if
+    a whole evaluation is to run in half precision. Shards, and weights stored in bits, stay where they are.
+    """
+    before = device if _is_settled(model) else next(model.parameters()).device
+    if before != device:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if before != device and not stays:
+            model.to(before)
+
+
+def _is_settled(model: nn.Module) -> bool:
+    """True for a model that an engine has sharded or is about to, or that has weights which cannot be moved."""
+    return is_sharded_at_load() or any(
+        hasattr(one, "ds_id") or hasattr(one, "placements") or not one.is_floating_point() for one in model.parameters()
+    )
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Runs ``model`` without gradient and without dropout, and leaves its modules' modes as they were."""
     modes = [(module, module.training) for module in model.modules()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
-from alignlab.runtime import evaluating, gathered, set_matmul_precision
+from alignlab.runtime import evaluating, gathered, placed, set_matmul_precision
 
 from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
 from .batch import any_logps
@@ -93,9 +93,10 @@ class PreferenceTrainer(ResumableTrainer):
         self._sync = build_sync(self.model, self.frozen, args)
         if self._sync is not None:
             self.add_callback(self._sync)
-        self._fill_caches([self.data.train, *self.data.evaluations()])
         pad = models.pad_token_id(tokenizer)
-        self.layout = shared_layout(policy, self.frozen, args.layout, pad)
+        with self._placed():
+            self._fill_caches([self.data.train, *self.data.evaluations()])
+            self.layout = shared_layout(policy, self.frozen, args.layout, pad)
         self._answers = AnswerMetrics(
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
@@ -107,6 +108,12 @@ class PreferenceTrainer(ResumableTrainer):
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
+
+    def _placed(self) -> AbstractContextManager[None]:
+        """Within it the policy is where batches go, also before an engine places it; FSDP gets it back as it was."""
+        if self.model_wrapped is not self.model:
+            return nullcontext()
+        return placed(self.model, self.args.device, stays=not self.is_fsdp_enabled)
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value
@@ -232,8 +239,9 @@ class PreferenceTrainer(ResumableTrainer):
         """Evaluates on every evaluation set, on one of them by name, or on rows given now; returns the metrics."""
         if eval_dataset is not None and not self.data.is_known(eval_dataset):
             eval_dataset = self.data.prepared_sets(eval_dataset)
-            self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
-        with self._throughput.stopped():
+            with self._placed():
+                self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
+        with self._throughput.stopped(), self._placed():
             result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return result
 
