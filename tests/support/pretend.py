@@ -1,6 +1,6 @@
 """A pretend accelerator: tensors that compute on the CPU, say that they lie elsewhere, and refuse to meet its own.
 
-Within ``accelerator()`` every run of the Trainer takes ``DEVICE`` for its device. A tensor that is made or moved there is
+Within ``accelerator()`` every run of the Trainer has ``DEVICE`` for its device. A tensor that is made or moved there is
 a ``Pretend``: its storage is the CPU's and its arithmetic exact, but an operation that mixes it with the CPU's tensors
 raises ``MixedDevices``, as a GPU would. What a GPU forgives because it helps itself with a copy and a wait is refused
 as well, namely an index on the CPU; single numbers in elementwise arithmetic are forgiven as a GPU does.
