@@ -5,7 +5,7 @@ Never here: a model, a file or a collective: a loss sees tensors.
 
 from ._base import Batch, Facts, Labelled, Loss, LossOutput, Metrics, Needs, Pairs, Scored, Totals
 from ._contract import CHECKS, check
-from ._registry import Description, build, describe, from_function, names
+from ._registry import Description, build, describe, from_function, is_own, names
 
 __all__ = [
     "CHECKS",
@@ -24,5 +24,6 @@ __all__ = [
     "check",
     "describe",
     "from_function",
+    "is_own",
     "names",
 ]

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._returned import check_returned
+
 Totals = dict[str, Tensor]
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
@@ -268,6 +270,17 @@ class Loss(nn.Module):
     needs: Needs = Needs()
     stops_gradient: tuple[str, ...] = ()
     aliases: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __call__(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
+        """Returns what ``forward`` returns, checked.
+
+        Raises:
+            ValueError: it is not of the right type, shape, device or has no gradient; names file, line and class.
+        """
+        out: LossOutput = super().__call__(batch, totals)
+        like = batch.completions.logps if isinstance(batch, Labelled) else batch.chosen.logps
+        check_returned(self, out, like, output_type=LossOutput)
+        return out
 
     def bind(self, facts: Facts) -> None:
         """Takes note of the training data, once, after it is filtered. Raises ValueError if it cannot be trained on."""

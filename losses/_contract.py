@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from ._base import Batch, Labelled, Loss, LossOutput, Totals
 from ._examples import ROWS, completions, example_batch, example_facts, mapped, pollute, take
+from ._returned import REWARDS, faults, place
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of the contract: which check, and what was found on which input."""
+    """One breach of the contract: which check, what was found on which input, and whether training is impossible."""
 
     check: str
     message: str
+    fatal: bool = False
 
     def __str__(self) -> str:
         return f"{self.check}: {self.message}"
@@ -27,17 +30,42 @@ class Finding:
 def check(loss: Loss) -> list[Finding]:
     """Puts ``loss`` through the contract; returns what failed, and nothing where all is well.
 
+    Where ``forward`` returns what no other check could look at, only that is found.
+
     Checked: shapes and dtypes, detached rewards and metrics, finite values and gradients at extremes, half precision,
     gradients against finite differences in float64, invariance to padding, row order and garbage under the mask,
     totals that add over rows, a pure forward, state that survives a round trip. ``loss`` itself is left as it is.
     """
+    if unusable := _unusable(loss):
+        return unusable
     findings = []
     for name, breaches in CHECKS.items():
         try:
             findings += [Finding(name, message) for message in breaches(prepared(loss))]
         except Exception as error:
-            findings.append(Finding(name, f"raised {type(error).__name__}: {error}"))
+            findings.append(_raised(name, error, loss))
     return findings
+
+
+def _unusable(loss: Loss) -> list[Finding]:
+    """Returns what is wrong with what ``forward`` returns, where no other check could look at it."""
+    batch = example_batch(loss.needs, dtype=torch.float32)
+    try:
+        out = prepared(loss).forward(batch, None)
+    except Exception:
+        return []  # each check says so, with the error that it meets
+    like = next(completions(batch)).logps
+    return [Finding("shapes", f"{place(loss)}: {one}", fatal=True) for one in faults(out, like, LossOutput)]
+
+
+def _raised(check: str, error: Exception, loss: Loss) -> Finding:
+    """Returns the finding for an error, with the line of the loss's own file; one of ``bind`` may be the example's."""
+    own = place(loss).rpartition(":")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [one.lineno for one in frames if one.filename == own]
+    where = f" ({own}:{lines[-1]})" if lines else ""
+    in_forward = any(one.name != "prepared" for one in frames if one.name in ("prepared", "forward"))
+    return Finding(check, f"raised {type(error).__name__}: {error}{where}", fatal=check == "shapes" and in_forward)
 
 
 def prepared(loss: Loss) -> Loss:
@@ -85,21 +113,15 @@ def shapes(loss: Loss) -> Iterator[str]:
     """A float32 batch gives ``[N]`` float32 losses with gradient, detached rewards and 0-dim metrics."""
     batch = example_batch(loss.needs, dtype=torch.float32)
     out = loss(batch, None)
-    if not isinstance(out, LossOutput):
-        yield f"forward must return a LossOutput, found {type(out).__name__}"
-        return
-    if out.loss.shape != (ROWS,) or out.loss.dtype != torch.float32:
-        yield f"loss must be float32 [{ROWS}], found {out.loss.dtype} {list(out.loss.shape)}: do not reduce over rows"
-    if not out.loss.requires_grad:
-        yield "loss has no gradient"
-    for name in ("chosen_rewards", "rejected_rewards", "rewards"):
+    if out.loss.dtype != torch.float32:
+        yield f"the loss of float32 scores must be float32, found {out.loss.dtype}"
+    for name in REWARDS:
         rewards = getattr(out, name)
-        if rewards is not None and (rewards.requires_grad or rewards.shape != (ROWS,)):
-            detached = not rewards.requires_grad
-            yield f"{name} must be a detached [{ROWS}], found {list(rewards.shape)}, detached: {detached}"
+        if rewards is not None and rewards.requires_grad:
+            yield f"{name} must be detached"
     for name, values in out.metrics.items():
-        if len(values) != 2 or any(value.dim() or value.requires_grad for value in values):
-            yield f"metrics[{name!r}] must be a detached 0-dim (sum, count), found {values}"
+        if any(value.requires_grad for value in values):
+            yield f"metrics[{name!r}] must be detached"
 
 
 def finite(loss: Loss) -> Iterator[str]:

@@ -59,6 +59,12 @@ def from_function(function: LossFunction, /, needs: Needs | None = None, **optio
     return FunctionLoss(function, declared, _checked(function, options, "loss"))
 
 
+def is_own(loss: Loss) -> bool:
+    """True where a loss, or one that it is made of, was written outside of this package."""
+    parts = [part for part in loss.modules() if isinstance(part, Loss)]
+    return any(isinstance(one, FunctionLoss) or type(one).__module__.split(".")[0] != "alignlab" for one in parts)
+
+
 class FunctionLoss(Loss):
     """A plain function as a loss; see ``from_function``."""
 
@@ -227,7 +233,7 @@ def _load(path: Path, where: str) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses and pickle look their module up
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script calls sys.exit, and is no loss
         del sys.modules[module_name]
         raise ValueError(f"{where}.name: {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -113,17 +113,32 @@ def _shard_as_in_training(args: PreferenceConfig) -> None:
 
 
 def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:
+    loss = losses.build(config.loss)
+    _check_own(loss, config.loss["name"])
     evaluation = config.data.eval if config.data.eval_rows is None else config.data.eval_rows
     return PreferenceTrainer(
         config.model.name_or_path,
         args,
-        losses.build(config.loss),
+        loss,
         config.data.train,
         evaluation,
         models.load_tokenizer(config.model),
         None if config.peft is None else models.peft_options(config.peft),
         model_options=config.model,
     )
+
+
+def _check_own(loss: losses.Loss, name: str) -> None:
+    """Puts a loss of the user's own through the contract, which takes some hundredths of a second.
+
+    Raises:
+        ValueError: it cannot be trained on. Another breach is a warning: it may be meant, and may not matter here.
+    """
+    findings = losses.check(loss) if losses.is_own(loss) else []
+    for finding in findings:
+        if finding.fatal:
+            raise ValueError(f"loss.name: {name} cannot be trained on: {finding.message}")
+        logger.warning("loss.name: %s does not keep the contract of a loss: %s", name, finding)
 
 
 def _checkpoint(args: PreferenceConfig) -> str | None:

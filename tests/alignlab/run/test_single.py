@@ -45,3 +45,20 @@ def test_scoring_without_a_cached_reference_is_refused(config: str, capsys: pyte
     assert "nothing to score: this run keeps no scores in the cache (reference: live" in capsys.readouterr().err
     assert main(["score", config, "--loss.name", "simpo"]) == 2
     assert "loss.name: simpo" in capsys.readouterr().err
+
+
+def test_a_loss_of_ones_own_is_checked_before_the_model_is_loaded(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mean over rows stops the run, though there is no model to load; the mask multiplied in is a warning."""
+    (tmp_path / "mine.py").write_text(
+        "def mean(batch):\n    return batch.rejected.sum_logps.mean()\n\n\n"
+        "def times(batch):\n    return (batch.rejected.logps * batch.rejected.mask).sum(-1)\n"
+    )
+    assert main(["train", config, "--loss.name", f"{tmp_path}/mine.py:mean", "--model.name_or_path", "none"]) == 2
+    assert (
+        f"loss.name: {tmp_path}/mine.py:mean cannot be trained on: {tmp_path}/mine.py:1 (mean): the loss must have "
+        "shape [8], one number a row, found []" in capsys.readouterr().err
+    )
+    assert main(["train", config, "--loss.name", f"{tmp_path}/mine.py:times"]) == 0
+    assert "mine.py:times does not keep the contract of a loss: padding: nan under the mask" in caplog.text

@@ -16,6 +16,7 @@ from making import make_model, make_rows
 from alignlab import losses
 from alignlab.checkpoints.folders import newest_good, problem
 from alignlab.config.arguments import PreferenceConfig
+from alignlab.losses._returned import RESERVED, RESERVED_PREFIXES
 from alignlab.training.trainer import PreferenceTrainer
 
 
@@ -125,3 +126,12 @@ def test_the_state_of_other_groups_is_refused(tokenizer: Any, tmp_path: Path) ->
         ValueError, match=r"the state of the groups \['a', 'b'\], but the training data has \['b', 'c'\]"
     ):
         again.train(resume_from_checkpoint="auto")
+
+
+def test_what_the_trainer_logs_is_kept_from_losses(tokenizer: Any, tmp_path: Path) -> None:
+    """Every name in the log of a run that is not the loss's own is reserved; groups have names of the user's."""
+    run = trainer(tokenizer, tmp_path, evaluation=make_rows(8, groups=("a", "b")), eval_strategy="steps", eval_steps=1)
+    run.train()
+    logged = {name for entry in run.state.log_history for name in entry if not name.startswith("group/")}
+    assert len(logged) > 20
+    assert {name for name in logged if not (name in RESERVED or name.startswith(RESERVED_PREFIXES))} == set()
