@@ -144,7 +144,7 @@ def test_a_file_that_ends_the_process_is_no_loss(tmp_path: Path) -> None:
 
 def test_losses_of_ones_own_are_known_also_inside_others(tmp_path: Path) -> None:
     class Here(Loss):
-        def forward(self, batch, totals=None):  # type: ignore[no-untyped-def]
+        def forward(self, batch, totals=None):
             return LossOutput(-batch.chosen.sum_logps)
 
     path = written(tmp_path)
