@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from .check import LengthBias, Lengths, Statistics, check, render, statistics
 from .formats import parse_row
 from .holdout import hold_out
+from .keys import content_key, keys_of
 from .options import DataOptions
 from .prepare import Prepared, prepare
 from .schema import BadRow, DataReport, RowError, SourceReport
 from .sources import open_sources
-from .tokenise import content_key
 
 if TYPE_CHECKING:
     from . import toy
-    from .collate import CachedScores, PreferenceCollator, Rows, row_tokens, sequence, sequence_key
+    from .collate import CachedScores, PreferenceCollator, Rows, lengths, row_tokens, sequence, sequence_key
     from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
     from .sampler import StepCut, StepSampler
 
@@ -43,8 +43,10 @@ __all__ = [
     "check",
     "content_key",
     "hold_out",
+    "keys_of",
     "layout_fields",
     "layout_sequences",
+    "lengths",
     "open_sources",
     "parse_row",
     "prepare",
@@ -57,7 +59,7 @@ __all__ = [
 ]
 
 _TENSORS = {
-    "collate": ("CachedScores", "PreferenceCollator", "Rows", "row_tokens", "sequence", "sequence_key"),
+    "collate": ("CachedScores", "PreferenceCollator", "Rows", "lengths", "row_tokens", "sequence", "sequence_key"),
     "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
     "sampler": ("StepCut", "StepSampler"),
 }

@@ -11,8 +11,8 @@ import pyarrow.compute as compute
 import torch
 
 from .columns import NUMBERS
+from .keys import content_key
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
-from .tokenise import content_key
 
 
 class ScoreReader(Protocol):
@@ -61,10 +61,14 @@ def sequence(row: Mapping[str, Any], field: str) -> ScoredSequence:
 
 def row_tokens(dataset: Any, fields: Sequence[str]) -> np.ndarray[Any, Any]:
     """Returns how many tokens each row puts through the model, ``[N]`` int64: its prompt once and its completions."""
-    names = ["prompt_ids", *(f"{field}_ids" for field in fields)]
-    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
-    parts = [sum(compute.list_value_length(table[name]).to_numpy() for name in names) for table in tables]
-    return np.concatenate(parts).astype(np.int64)
+    return sum((lengths(dataset, field) for field in fields), start=lengths(dataset, "prompt"))
+
+
+def lengths(dataset: Any, field: str) -> np.ndarray[Any, Any]:
+    """Returns how many tokens each row has of ``field`` ("prompt" or a completion), ``[N]`` int64."""
+    tables = dataset.select_columns([f"{field}_ids"]).with_format("arrow").iter(batch_size=10_000)
+    parts = [compute.list_value_length(table[f"{field}_ids"]).to_numpy() for table in tables]
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
 
 def sequence_key(s: ScoredSequence) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+
+from .keys import keys_of
 
 
 def hold_out(dataset: Any, rows: int) -> tuple[Any, Any]:
@@ -19,12 +20,10 @@ def hold_out(dataset: Any, rows: int) -> tuple[Any, Any]:
     """
     if rows < 1:
         raise ValueError(f"eval_rows must be at least 1, found {rows}")
-    prompts = dataset.with_format("numpy")["prompt_ids"]
-    hashes = [blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest() for prompt in prompts]
+    hashes = keys_of(dataset, "prompt")
     if rows >= len(hashes):
         raise ValueError(f"eval_rows: {rows} of {len(hashes)} rows cannot be held out; nothing would be trained on")
-    last = sorted(hashes)[rows - 1]
-    held = np.array([one <= last for one in hashes])
+    held = hashes <= np.sort(hashes)[rows - 1]
     if held.all():
         raise ValueError(f"eval_rows: holding out {rows} rows takes every prompt; nothing would be trained on")
     return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))

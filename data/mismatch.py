@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .keys import KEY, content_key
 from .options import DataOptions
-from .tokenise import content_key
 
 CHUNK = 4096
 
@@ -42,26 +42,25 @@ def partners(prompts: list[bytes], keys: list[bytes]) -> np.ndarray:
     return result
 
 
-def mismatched_columns(table: pa.Table, options: DataOptions) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Returns ``mismatched_ids`` and ``mismatched_mask``, cut to what ``max_length`` leaves under each row's prompt.
+def mismatched_columns(table: pa.Table, options: DataOptions) -> dict[str, pa.ChunkedArray]:
+    """Returns ``mismatched_ids`` and ``mismatched_mask``, cut to what ``max_length`` leaves under each row's prompt,
+    and ``mismatched_key``, the content key of both under that prompt.
 
     Raises:
         ValueError: all rows have the same prompt.
     """
-    prompts, keys = [], []
-    for batch in table.select(["prompt_ids", "completion_ids", "completion_mask"]).to_batches(CHUNK):
-        columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in range(3)]
-        for prompt, ids, mask in zip(*columns, strict=True):
-            prompts.append(content_key(prompt, [], []))
-            keys.append(content_key(prompt, ids, mask))
-    result = partners(prompts, keys)
-    ids, masks = [], []
+    result = partners(table["prompt_key"].to_pylist(), table["completion_key"].to_pylist())
+    columns: dict[str, list[pa.Array]] = {"mismatched_ids": [], "mismatched_mask": [], "mismatched_key": []}
     for start in range(0, len(table), CHUNK):
-        chosen = pa.array(result[start : start + CHUNK])
-        lengths = pc.list_value_length(table["prompt_ids"].slice(start, CHUNK)).to_numpy()
-        ids.append(_cut(table["completion_ids"].take(chosen), lengths, options))
-        masks.append(_cut(table["completion_mask"].take(chosen), lengths, options))
-    return pa.chunked_array(ids), pa.chunked_array(masks)
+        chosen, prompts = pa.array(result[start : start + CHUNK]), table["prompt_ids"].slice(start, CHUNK)
+        lengths = pc.list_value_length(prompts).to_numpy()
+        ids = _cut(table["completion_ids"].take(chosen), lengths, options)
+        masks = _cut(table["completion_mask"].take(chosen), lengths, options)
+        three = [one.to_numpy(zero_copy_only=False) for one in (prompts, ids, masks)]
+        keys = pa.array([content_key(*row) for row in zip(*three, strict=True)], KEY)
+        for parts, new in zip(columns.values(), (ids, masks, keys), strict=True):
+            parts.append(new)
+    return {name: pa.chunked_array(parts) for name, parts in columns.items()}
 
 
 def _cut(lists: pa.ChunkedArray, prompt_lengths: np.ndarray, options: DataOptions) -> pa.ListArray:

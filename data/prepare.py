@@ -25,7 +25,7 @@ from .schema import SHOWN_BAD_ROWS, BadRow, Broken, DataReport, Row, RowError, S
 from .sources import Located, Source, open_sources
 from .table import TableBuilder
 from .template import ChatTemplate, Rendering
-from .tokenise import Encoded, Tokeniser, row_key, truncate
+from .tokenise import Encoded, Tokeniser, truncate
 
 BATCH = 1000
 
@@ -38,8 +38,9 @@ class Prepared:
         dataset: Arrow-backed columns. Pairs: ``prompt_ids``, ``chosen_ids``, ``chosen_mask``, ``rejected_ids``,
             ``rejected_mask`` and perhaps ``gold_ids``, ``gold_mask``. Labelled: ``prompt_ids``, ``completion_ids``,
             ``completion_mask``, ``label``, ``pair`` and perhaps ``mismatched_ids``, ``mismatched_mask``. Ids are int32,
-            masks bool (True where the token counts in the loss). Both: ``source``, and what rows have of ``group``,
-            ``weight``, ``margin``, ``score_chosen``, ``score_rejected`` and rewards (lists of float64).
+            masks bool (True where the token counts in the loss). Both: ``source``, ``prompt_key`` and for each
+            completion its content key (``chosen_key``, ...; 16 bytes), and what rows have of ``group``, ``weight``,
+            ``margin``, ``score_chosen``, ``score_rejected`` and rewards (lists of float64).
         report: where every row went.
     """
 
@@ -83,8 +84,8 @@ def prepare(
     chosen = _weigh(sources, report, units, seed)
     table = reader.builder.table(chosen, report)
     if options.mismatched:
-        ids, mask = mismatched_columns(table, options)
-        table = table.append_column("mismatched_ids", ids).append_column("mismatched_mask", mask)
+        for name, column in mismatched_columns(table, options).items():
+            table = table.append_column(name, column)
     report.reward_names = reader.reward_order.names
     report.fingerprint = hashlib.blake2b(reader.digest.digest() + chosen.tobytes(), digest_size=16).hexdigest()
     info = DatasetInfo(features=Features.from_arrow_schema(table.schema))
@@ -173,7 +174,7 @@ class _Reader:
             self._reject(source, batch[number], reasons[number])
 
     def _keep(self, row: Row, rendering: Rendering, encoded: Encoded, place: str) -> None:
-        key = row_key(encoded)
+        key = self.builder.add(encoded, row, place)
         self.report.duplicates += key in self.seen
         self.seen.add(key)
         self.digest.update(key + repr((row.label, sorted(row.columns.items()))).encode())
@@ -184,7 +185,6 @@ class _Reader:
         if rendering.special_tokens:
             replies = rendering.completions.values()
             self.report.prompts_repeated += all(reply[0][0].startswith(rendering.prompt) for reply in replies)
-        self.builder.add(encoded, row, place)
 
     def _reject(self, source: int, located: Located, reason: str) -> None:
         self.report.sources[source].rows_rejected += 1

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from .columns import NUMBERS, PAIR_REWARDS
+from .keys import KEY, content_key, prompt_key, row_key
 from .options import DataOptions
 from .schema import DataReport, Row
 from .tokenise import Encoded
@@ -30,9 +31,9 @@ class TableBuilder:
     def __init__(self, options: DataOptions) -> None:
         self.pairs = options.kind == "pairs"
         names = ["chosen", "rejected"] + (["gold"] if options.gold else []) if self.pairs else ["completion"]
-        fields = [("prompt_ids", IDS)]
+        fields = [("prompt_ids", IDS), ("prompt_key", KEY)]
         for name in names:
-            fields += [(f"{name}_ids", IDS), (f"{name}_mask", MASK)]
+            fields += [(f"{name}_ids", IDS), (f"{name}_mask", MASK), (f"{name}_key", KEY)]
         if not self.pairs:
             fields += [("label", pa.bool_()), ("pair", pa.int64())]
         self.schema = pa.schema([*fields, ("source", pa.string())])
@@ -44,29 +45,30 @@ class TableBuilder:
     def __len__(self) -> int:
         return len(self.first_row) - 1
 
-    def add(self, encoded: Encoded, row: Row, place: str) -> None:
-        """Adds one unit."""
+    def add(self, encoded: Encoded, row: Row, place: str) -> bytes:
+        """Adds one unit; returns the key of its content."""
+        keys = {name: content_key(encoded.prompt, one.ids, one.mask) for name, one in encoded.completions.items()}
         if self.pairs or not row.is_pair:
             labels = {} if self.pairs else {"label": row.label, "pair": -1}
-            self._add(encoded.prompt, {name: name for name in encoded.completions}, encoded, labels, place)
+            self._add({name: name for name in encoded.completions}, encoded, keys, labels | {"source": place})
             self.optional.append(row.columns)
         else:
             for name in ("chosen", "rejected"):
                 labels = {"label": name == "chosen", "pair": len(self)}
-                self._add(encoded.prompt, {"completion": name}, encoded, labels, place)
+                self._add({"completion": name}, encoded, keys, labels | {"source": place})
                 half = {key: value for key, value in row.columns.items() if key not in PAIR_REWARDS}
                 if f"rewards_{name}" in row.columns:
                     half["rewards"] = row.columns[f"rewards_{name}"]
                 self.optional.append(half)
         self.first_row.append(len(self.optional))
+        return row_key(keys)
 
-    def _add(
-        self, prompt: list[int], names: dict[str, str], encoded: Encoded, labels: dict[str, Any], place: str
-    ) -> None:
-        values: dict[str, Any] = {"prompt_ids": prompt, "source": place, **labels}
+    def _add(self, names: dict[str, str], encoded: Encoded, keys: dict[str, bytes], others: dict[str, Any]) -> None:
+        values = {"prompt_ids": encoded.prompt, "prompt_key": prompt_key(encoded.prompt), **others}
         for ours, theirs in names.items():
             values[f"{ours}_ids"] = encoded.completions[theirs].ids
             values[f"{ours}_mask"] = encoded.completions[theirs].mask
+            values[f"{ours}_key"] = keys[theirs]
         self.rows.append(values)
 
     def flush(self) -> None:

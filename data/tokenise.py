@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .options import PROMPT_CUT_SHARE, DataOptions
@@ -159,31 +157,3 @@ def check(row: Encoded) -> None:
             raise RowError(f"{name} has no completion token left{cut}")
     if "chosen" in row.completions and row.completions["chosen"].ids == row.completions["rejected"].ids:
         raise RowError(f"chosen and rejected have equal tokens{cut}")
-
-
-def content_key(
-    prompt_ids: Sequence[int] | np.ndarray,
-    completion_ids: Sequence[int] | np.ndarray,
-    completion_mask: Sequence[bool] | np.ndarray,
-) -> bytes:
-    """Hashes what a model is given and asked about: 16 bytes, the same on every machine.
-
-    blake2b over (prompt length, completion length, prompt ids, completion ids, mask), lengths as little-endian int64,
-    ids as little-endian int32, the mask as one byte a token.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.array([len(prompt_ids), len(completion_ids)], dtype="<i8").tobytes())
-    digest.update(np.asarray(prompt_ids, dtype="<i4").tobytes())
-    digest.update(np.asarray(completion_ids, dtype="<i4").tobytes())
-    digest.update(np.asarray(completion_mask, dtype=bool).tobytes())
-    return digest.digest()
-
-
-def row_key(row: Encoded, columns: Mapping[str, object] | None = None) -> bytes:
-    """Hashes a row with all its completions: 16 bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, completion in row.completions.items():
-        digest.update(name.encode() + content_key(row.prompt, completion.ids, completion.mask))
-    if columns:
-        digest.update(repr(sorted(columns.items())).encode())
-    return digest.digest()

@@ -11,19 +11,18 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from .lock import WriterLock, lock_path
 from .shard import (
     KEY_DTYPE,
     DamagedShard,
     NewerShard,
-    make_folder,
     read_shard,
     shard_paths,
     temporary_paths,
     verify_shard,
 )
-from .store import DAMAGED, LAST_USED, META, lock_path, read_meta, set_aside
+from .store import DAMAGED, LAST_USED, META, read_meta, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +192,8 @@ def _leftovers(folder: Path) -> list[Path]:
 @contextmanager
 def _locked(root: Path, fingerprint: str) -> Iterator[bool]:
     """Holds the lock of one store if it is free, else says False at once: cleaning must not wait for a long scoring."""
-    path = lock_path(root, fingerprint)
-    make_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = WriterLock(lock_path(root, fingerprint))
+    if not lock.acquire(seconds=0.0):
         logger.warning("The store %s is being written and is left alone.", fingerprint)
         yield False
         return

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from .lock import WriterLock, lock_path
 from .shard import (
     KEY_DTYPE,
     Array,
@@ -26,7 +26,6 @@ from .shard import (
     NewerShard,
     Shard,
     as_keys,
-    make_folder,
     read_shard,
     shard_paths,
     temporary_paths,
@@ -49,24 +48,20 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignlab" / "scores"
 
 
-def lock_path(root: Path, fingerprint: str) -> Path:
-    """The lock of one fingerprint; beside the store, so that deleting a store never deletes a lock somebody holds."""
-    return root / ".locks" / f"{fingerprint}.lock"
-
-
 class ScoreCache:
     """All stores under one root folder, one per scorer fingerprint."""
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = Path(root) if root is not None else default_root()
 
-    def open(self, fingerprint: str, meta: Mapping[str, Any] | None = None, verify: bool = True) -> ScoreStore:
+    def open(self, fingerprint: str, meta: Mapping[str, Any] | None = None, verify: bool | None = None) -> ScoreStore:
         """Opens the store of one scorer; nothing is created on disk until something is written.
 
         Args:
             fingerprint: the scorer's identity (``fingerprint_model``); the name of the store's folder.
             meta: a description for people (``model``, ``dtype``, ...), written to ``meta.json`` with the first shard.
-            verify: read every shard once and compare checksums. False only where another rank has just done so.
+            verify: read every shard once and compare checksums. None: those alone that were changed, copied or
+                restored since that was last done, which their times tell; False: none.
 
         Raises:
             ValueError: the fingerprint cannot be a folder name.
@@ -83,7 +78,7 @@ class ScoreStore:
     ``store.lock()``, each rank uses its own ``store.writer(rank=...)``, then after a barrier all call ``refresh()``.
     """
 
-    def __init__(self, root: Path, fingerprint: str, meta: Mapping[str, Any], verify: bool) -> None:
+    def __init__(self, root: Path, fingerprint: str, meta: Mapping[str, Any], verify: bool | None) -> None:
         self.root, self.fingerprint, self.folder = root, fingerprint, root / fingerprint
         self.meta = dict(meta)
         self._verify = verify
@@ -114,10 +109,13 @@ class ScoreStore:
     def missing(self, keys: Keys, column: str = COLUMN) -> list[int]:
         """Positions of the keys that have no scores yet, ascending, each distinct key once (its first position)."""
         wanted = as_keys(keys)
-        _, found = self._locate(wanted, column)
-        positions = np.flatnonzero(~found)
+        positions = np.flatnonzero(~self.holds(wanted, column))
         first = np.unique(wanted[positions], return_index=True)[1]
         return [int(position) for position in positions[np.sort(first)]]
+
+    def holds(self, keys: Keys, column: str = COLUMN) -> NDArray[np.bool_]:
+        """Whether each key has scores, ``[n]``."""
+        return self._locate(as_keys(keys), column)[1]
 
     def get(self, keys: Keys, column: str = COLUMN) -> list[Array]:
         """The values of each key, in order: read-only arrays ``[n]`` or ``[n, d]``, views into the shards.
@@ -154,25 +152,25 @@ class ScoreStore:
         Raises:
             OSError: the cache folder cannot be created or written.
         """
-        path = lock_path(self.root, self.fingerprint)
-        make_folder(path.parent)
-        lock = FileLock(path)
+        lock = self.writers_lock()
+        while not lock.acquire(seconds=60.0):
+            pass
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            scorer = self.meta.get("model", self.fingerprint)
-            logger.warning("Another process is scoring with %s; waiting for it to finish (lock %s).", scorer, path)
-            lock.acquire()
-        except OSError as error:
-            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with ALIGNLAB_CACHE"
-            raise OSError(error.errno, reason, str(path)) from error
-        try:
-            for temporary in temporary_paths(self.folder):
-                temporary.unlink(missing_ok=True)
-            self.refresh()
+            self.clean()
             yield
         finally:
             lock.release()
+
+    def writers_lock(self) -> WriterLock:
+        """The one writer's lock of this fingerprint, not taken yet; whoever takes it calls ``clean`` first."""
+        scorer = self.meta.get("model", self.fingerprint)
+        return WriterLock(lock_path(self.root, self.fingerprint), f"scoring with {scorer}")
+
+    def clean(self) -> None:
+        """Removes what killed writers left, and takes in what others wrote; only for who holds the writer's lock."""
+        for temporary in temporary_paths(self.folder):
+            temporary.unlink(missing_ok=True)
+        self.refresh()
 
     def writer(self, rank: int = 0, shard_rows: int = 4096, shard_seconds: float = 60.0) -> ShardWriter:
         """A writer that takes no lock itself: for ranks that work under the lock that rank 0 holds."""

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from alignlab import scoring
 from alignlab.cache import COLUMN, ScoreCache, ScoreStore, default_root
 from alignlab.config import PreferenceConfig
-from alignlab.data import Mode, ScoredSequence, layout_sequences, sequence, sequence_key
+from alignlab.data import Mode, ScoredSequence, layout_sequences
 from alignlab.runtime import evaluating, from_main
 from alignlab.scoring import Head, base_of, choose_layout, head_of, hidden_positions, model_inputs
 
+from .places import Places
 from .scorers import Autocast, Frozen
 
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 4096  # completions a shard; what a kill may lose at most, on each rank
+LOCK_SECONDS = 5.0  # of a round of waiting for another run's lock; far below any timeout of collectives
 
 
 class CacheFiller:
@@ -58,49 +62,52 @@ class CacheFiller:
         fingerprint = from_main(lambda: frozen.model.fingerprint(compute_dtype))
         store = ScoreCache(root).open(fingerprint, {"model": frozen.model.description, "dtype": compute_dtype})
         frozen.store = store
-        places = self._places(wanted, frozen.name)
-        keys = list(places)
+        places = Places(wanted)
         if frozen.hidden is not None and not frozen.lazy_head.known:
             with frozen.model.run() as module:
                 frozen.keep_head(module)
                 self._say_size(frozen, places)
-        if not from_main(lambda: bool(_missing(store, keys, frozen))):
+        if not from_main(lambda: bool(len(_missing(store, places, frozen)))):
             return
-        with store.lock() if self.ranks.is_main_process else nullcontext():
-            self.ranks.wait_for_everyone()
-            store.refresh()
-            todo = [keys[index] for index in _missing(store, keys, frozen)]
+        with self._only_writer(store):
+            todo = _missing(store, places, frozen)
             logger.info(
-                "%s: %d of %d completions to score with %s", frozen.name, len(todo), len(keys), frozen.model.description
+                "%s: %d of %d completions to score with %s",
+                *(frozen.name, len(todo), len(places), frozen.model.description),
             )
             self._score(frozen, store, todo, places)
             self.ranks.wait_for_everyone()
         store.refresh()
-        left = len(_missing(store, keys, frozen))
+        left = len(_missing(store, places, frozen))
         if left:
             raise ValueError(
                 f"{left} completions have no score after scoring: score_cache_dir ({root}) must be a folder that all "
                 "ranks share"
             )
 
-    def _places(self, wanted: Sequence[tuple[Any, Sequence[str]]], name: str) -> dict[bytes, ScoredSequence]:
-        """Returns the distinct completions wanted, by content key."""
-        places: dict[bytes, ScoredSequence] = {}
-        for dataset, fields in wanted:
-            rows = tqdm(dataset, desc=f"{name}: keys", disable=not self._shown or len(dataset) < 10_000)
-            for row in rows:
-                for one in fields:
-                    s = sequence(row, one)
-                    places.setdefault(sequence_key(s), s)
-        return places
+    @contextmanager
+    def _only_writer(self, store: ScoreStore) -> Iterator[None]:
+        """Rank 0 holds the writer's lock while all ranks are inside.
 
-    def _score(
-        self, frozen: Frozen, store: ScoreStore, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]
-    ) -> None:
+        Another run may hold it for hours. It is waited for in rounds, each of which ends in a broadcast, so that no
+        collective lasts longer than a round; what rank 0 raises meanwhile is raised on every rank.
+        """
+        lock = store.writers_lock()
+        try:
+            while not from_main(lambda: lock.acquire(LOCK_SECONDS)):
+                pass
+            from_main(store.clean)
+            store.refresh()
+            yield
+        finally:
+            lock.release()
+
+    def _score(self, frozen: Frozen, store: ScoreStore, todo: NDArray[np.intp], places: Places) -> None:
         """Scores this rank's share of ``todo``, the longest prompts first, and writes it."""
-        if not todo:
+        if not len(todo):
             return
-        batches = self._batches(todo, places)
+        order = places.by_prompt(todo)  # completions of one prompt stand together, so that its tokens are run once
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         world, rank = self.ranks.num_processes, self.ranks.process_index
         rounds = -(-len(batches) // world)
         bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
@@ -111,21 +118,11 @@ class CacheFiller:
                 mine = index * world + rank
                 # A rank without a batch joins the forward for its collectives.
                 batch = batches[min(mine, len(batches) - 1)]
-                values = self._forward(module, [places[key] for key in batch], mode, head, frozen)
+                values = self._forward(module, places.sequences(batch), mode, head, frozen)
                 if mine < len(batches):
                     frozen.forwards += len(batch)
-                    writer.append(batch, values)
+                    writer.append(places.keys[batch], values)
                 bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
-
-    def _batches(self, todo: Sequence[bytes], places: Mapping[bytes, ScoredSequence]) -> list[list[bytes]]:
-        """Cuts ``todo`` into batches; completions of one prompt stand together, so that its tokens are run once."""
-
-        def rank(key: bytes) -> tuple[int, bytes, int]:
-            one = places[key]
-            return -len(one.prompt), one.prompt.tobytes(), -len(one.completion)
-
-        order = sorted(todo, key=rank)
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def _forward(
         self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None, frozen: Frozen
@@ -146,10 +143,10 @@ class CacheFiller:
             frozen.columns[1]: _cut(stored.cpu(), lengths),
         }
 
-    def _say_size(self, frozen: Frozen, places: Mapping[bytes, ScoredSequence]) -> None:
+    def _say_size(self, frozen: Frozen, places: Places) -> None:
         """Says how much disk the hidden states take, before they are made."""
         assert frozen.head is not None
-        tokens = sum(len(one.completion) for one in places.values())
+        tokens = int(places.lengths().sum())
         width, size = frozen.head.module.in_features, getattr(torch, str(frozen.hidden)).itemsize
         logger.info("%s: hidden states of %d tokens take %.1f MB", frozen.name, tokens, tokens * width * size / 1e6)
 
@@ -181,6 +178,6 @@ def _cut(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     return [row[:length].contiguous() for row, length in zip(values, lengths, strict=True)]
 
 
-def _missing(store: ScoreStore, keys: Sequence[bytes], frozen: Frozen) -> list[int]:
-    """Returns the positions of the keys that lack any column."""
-    return sorted({index for column in frozen.columns for index in store.missing(keys, column)})
+def _missing(store: ScoreStore, places: Places, frozen: Frozen) -> NDArray[np.intp]:
+    """Returns the places that lack any column, ascending."""
+    return np.flatnonzero(~np.logical_and.reduce([store.holds(places.keys, column) for column in frozen.columns]))

@@ -22,14 +22,19 @@ def test_columns_and_types_of_pairs(tokenizer, write):
     path = write([{**PAIR, "gold": "best", "group": "g", "weight": 2, "rewards_chosen": [1], "rewards_rejected": [0]}])
     dataset = run(path, tokenizer, gold=True).dataset
     ids, mask = datasets.List(datasets.Value("int32")), datasets.List(datasets.Value("bool"))
+    key = datasets.Value("fixed_size_binary[16]")
     assert dict(dataset.features) == {
         "prompt_ids": ids,
+        "prompt_key": key,
         "chosen_ids": ids,
         "chosen_mask": mask,
+        "chosen_key": key,
         "rejected_ids": ids,
         "rejected_mask": mask,
+        "rejected_key": key,
         "gold_ids": ids,
         "gold_mask": mask,
+        "gold_key": key,
         "source": datasets.Value("string"),
         "group": datasets.Value("string"),
         "weight": datasets.Value("float64"),

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignlab.cache import shard
 from alignlab.cache.admin import cache_info, cache_prune, cache_verify
 from alignlab.cache.shard import shard_paths, temporary_paths
 from alignlab.cache.store import ScoreCache, default_root
@@ -101,6 +102,8 @@ def test_missing_names_each_distinct_key_once(tmp_path):
     store = fill(tmp_path, [1, 2])
     assert store.missing([key(n) for n in (5, 1, 3, 5, 2, 3)]) == [0, 2]
     assert store.missing(np.frombuffer(key(5) + key(1), np.uint8).reshape(2, 16)) == [0]
+    assert store.missing(np.frombuffer(key(5) + key(1), "S16")) == [0]
+    assert store.holds([key(5), key(1)]).tolist() == [False, True]
     assert store.missing([]) == []
     assert store.get([]) == []
 
@@ -208,6 +211,22 @@ class TestDamage:
             assert ScoreCache(tmp_path).open(NAME).missing([key(1), key(2)]) == [0, 1]
             assert path.name in caplog.text
             path.with_name(path.name + ".damaged").unlink()  # it has been set aside
+
+    def test_what_is_as_it_was_written_is_not_read_to_be_opened(self, tmp_path, monkeypatch):
+        """Checksums are held against files that were changed, copied or restored, once; else the index is read."""
+        read = []
+        store, check = fill(tmp_path, range(8)), shard.verify_shard
+        monkeypatch.setattr(shard, "verify_shard", lambda path: (read.append(path), check(path)))
+        assert_holds(ScoreCache(tmp_path).open(NAME), range(8))
+        assert read == []
+        copied = shard_paths(store.folder)[1]
+        os.utime(copied)
+        assert_holds(ScoreCache(tmp_path).open(NAME), range(8))
+        assert read == [copied]
+        assert_holds(ScoreCache(tmp_path).open(NAME), range(8))
+        assert read == [copied]
+        ScoreCache(tmp_path).open(NAME, verify=True)
+        assert sorted(read[1:]) == shard_paths(store.folder)
 
     def test_only_the_damaged_shard_is_scored_again(self, tmp_path):
         store = fill(tmp_path, range(10))

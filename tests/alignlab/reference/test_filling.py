@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from making import make_model, make_rows, make_tokenizer
+
+from alignlab import PreferenceConfig, PreferenceTrainer
+from alignlab.cache.lock import WriterLock, lock_path
 
 SHARD = 8
 SCRIPT = """
@@ -131,3 +136,54 @@ def test_what_rank_0_finds_wrong_is_raised_on_every_rank(tmp_path: Path) -> None
     first, second = ((tmp_path / rank).read_text() for rank in "01")
     assert str(tmp_path / "empty") in first
     assert second == first
+
+
+WAITING = """
+import logging, sys
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from making import make_model, make_rows, make_tokenizer
+from alignlab import PreferenceConfig, PreferenceTrainer
+from alignlab.reference import filling
+
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+filling.LOCK_SECONDS = 1.0
+folder = Path(sys.argv[1])
+args = PreferenceConfig(output_dir=str(folder / "run"), score_cache_dir=str(folder / "cache"), save_strategy="no",
+    disable_tqdm=True, ddp_timeout=6, max_steps=1)
+run = PreferenceTrainer(make_model(), args, "dpo", make_rows(8), None, make_tokenizer())
+(folder / f"scored{args.process_index}").write_text(str(run.frozen["reference"].forwards))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_another_run_may_hold_the_lock_for_longer_than_collectives_may_take(tmp_path: Path) -> None:
+    """Two ranks whose collectives time out after 6 s wait for a lock that is let go 10 s after they asked for it."""
+    (tmp_path / "ranks.py").write_text(WAITING)
+    run = make_trainer_fingerprint(tmp_path)
+    lock = WriterLock(lock_path(tmp_path / "cache", run))
+    assert lock.acquire(seconds=0)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
+    words = [*torchrun, str(tmp_path / "ranks.py"), str(tmp_path)]
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        waits = next((line for line in process.stderr if "waiting for it to finish" in line), "")
+        assert str(lock.path) in waits
+        time.sleep(10)
+        lock.release()
+        rest = process.stderr.read()
+    assert process.returncode == 0, rest[-3000:]
+    assert [int((tmp_path / f"scored{rank}").read_text()) for rank in (0, 1)] == [8, 8]
+
+
+def make_trainer_fingerprint(folder: Path) -> str:
+    """Returns the fingerprint under which the ranks of the test above score."""
+    model = make_model()
+    args = PreferenceConfig(output_dir=str(folder / "one"), score_cache_dir=str(folder / "other"), save_strategy="no")
+    run = PreferenceTrainer(model, args, "dpo", make_rows(1), None, make_tokenizer())
+    store = run.frozen["reference"].store
+    assert store is not None
+    return store.fingerprint

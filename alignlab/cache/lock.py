@@ -1,0 +1,61 @@
+"""The lock of one who writes: others say what they wait for, and take it over when its holder dies."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .shard import make_folder
+
+logger = logging.getLogger(__name__)
+
+
+def lock_path(root: Path, name: str) -> Path:
+    """The lock of one store; beside it, so that deleting a store never deletes a lock somebody holds."""
+    return root / ".locks" / f"{name}.lock"
+
+
+class WriterLock:
+    """One writer's lock, which any death of its holder releases.
+
+    Args:
+        path: the lock's file; its folder is made.
+        work: what its holder does, for those who wait ("scoring with ..."); waiting is said once, where it is given.
+    """
+
+    def __init__(self, path: Path, work: str = "") -> None:
+        self.path, self.work = path, work
+        self._lock = FileLock(path)
+        self._said = False
+
+    def acquire(self, seconds: float) -> bool:
+        """Takes the lock, waiting for so long at most; says whether it is held now.
+
+        Raises:
+            OSError: the cache folder cannot be created or written.
+        """
+        make_folder(self.path.parent)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            if self.work and not self._said:
+                logger.warning("Another process is %s; waiting for it to finish (lock %s).", self.work, self.path)
+                self._said = True
+            return self._waited(seconds)
+        except OSError as error:
+            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with ALIGNLAB_CACHE"
+            raise OSError(error.errno, reason, str(self.path)) from error
+        return True
+
+    def release(self) -> None:
+        """Gives the lock back; nothing where it is not held."""
+        self._lock.release()
+
+    def _waited(self, seconds: float) -> bool:
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            return False
+        return True

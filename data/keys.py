@@ -1,0 +1,68 @@
+"""Names of rows by their content: hashes of what a model is given, in memory and as columns of a tokenised set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+KEY_BYTES = 16
+KEY = pa.binary(KEY_BYTES)
+KEY_DTYPE = np.dtype(f"S{KEY_BYTES}")
+CHUNK = 100_000  # rows of which keys are taken at once
+
+Tokens = Sequence[int] | np.ndarray[Any, Any]
+
+
+def content_key(
+    prompt_ids: Tokens, completion_ids: Tokens, completion_mask: Sequence[bool] | np.ndarray[Any, Any]
+) -> bytes:
+    """Hashes what a model is given and asked about: 16 bytes, the same on every machine.
+
+    blake2b over (prompt length, completion length, prompt ids, completion ids, mask), lengths as little-endian int64,
+    ids as little-endian int32, the mask as one byte a token.
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(np.array([len(prompt_ids), len(completion_ids)], dtype="<i8").tobytes())
+    digest.update(np.asarray(prompt_ids, dtype="<i4").tobytes())
+    digest.update(np.asarray(completion_ids, dtype="<i4").tobytes())
+    digest.update(np.asarray(completion_mask, dtype=bool).tobytes())
+    return digest.digest()
+
+
+def prompt_key(prompt_ids: Tokens) -> bytes:
+    """Hashes a prompt, by which rows are held out: 16 bytes, blake2b over its ids as little-endian int64."""
+    return hashlib.blake2b(np.asarray(prompt_ids, dtype="<i8").tobytes(), digest_size=KEY_BYTES).digest()
+
+
+def row_key(keys: Mapping[str, bytes]) -> bytes:
+    """Hashes a row with all its completions, given the content key of each by name: 16 bytes."""
+    return hashlib.blake2b(b"".join(name.encode() + key for name, key in keys.items()), digest_size=KEY_BYTES).digest()
+
+
+def keys_of(dataset: Any, field: str) -> np.ndarray[Any, Any]:
+    """Returns the key of each row's ``field`` ("prompt" or a completion), ``[N]`` of 16 bytes (numpy's S16).
+
+    A column ``{field}_key`` is read; keys of a tokenised set that has none are computed. Mind that numpy cuts zeros
+    off the end of single entries: ``tobytes`` of the array has all 16 bytes of each.
+    """
+    name = f"{field}_key"
+    if name in dataset.column_names:
+        return np.concatenate([np.empty(0, KEY_DTYPE), *_column(dataset, name)])
+    columns = ["prompt_ids"] if field == "prompt" else ["prompt_ids", f"{field}_ids", f"{field}_mask"]
+    rows = dataset.select_columns(columns).with_format("numpy")
+    hashed = (prompt_key(row["prompt_ids"]) if field == "prompt" else _content_key(row, field) for row in rows)
+    return np.frombuffer(b"".join(hashed), KEY_DTYPE)
+
+
+def _column(dataset: Any, name: str) -> Iterator[np.ndarray[Any, Any]]:
+    for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=CHUNK):
+        for part in table[name].chunks:
+            yield np.frombuffer(part.buffers()[1], KEY_DTYPE, len(part), part.offset * KEY_BYTES)
+
+
+def _content_key(row: Mapping[str, Any], field: str) -> bytes:
+    return content_key(row["prompt_ids"], row[f"{field}_ids"], row[f"{field}_mask"])

@@ -1,0 +1,43 @@
+"""Where wanted completions stand: keys once each, tokens only when asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from making import make_rows
+
+from alignlab.data import DataOptions, prepare, sequence, sequence_key
+from alignlab.reference.places import Places
+
+FIELDS = ("chosen", "rejected")
+
+
+def test_each_completion_once_in_the_order_of_the_sets(tokenizer: Any) -> None:
+    rows = make_rows(12)
+    train = prepare([*rows, rows[3]], tokenizer, progress=False).dataset
+    evaluation = prepare([rows[5], *make_rows(4, seed=1)], tokenizer, progress=False).dataset
+    places = Places([(train, FIELDS), (evaluation, FIELDS[1:])])
+    wanted = [sequence(row, field) for field in FIELDS for row in train] + [
+        sequence(row, "rejected") for row in evaluation
+    ]
+    distinct = list(dict.fromkeys(sequence_key(one) for one in wanted))
+    assert len(places) == len(distinct) == 24 + 4
+    assert places.keys.tobytes() == b"".join(distinct)
+    assert [sequence_key(one) for one in places.sequences(range(len(places)))] == distinct
+    assert places.lengths().tolist() == [len(one.completion) for one in places.sequences(range(len(places)))]
+
+
+def test_long_prompts_come_first_and_completions_of_one_prompt_together(tokenizer: Any) -> None:
+    data = [{"prompt": prompt, "completion": text, "label": True} for prompt in ("a", "ask", "b", "tell") for text in
+            ("x", "long", "mid")]  # fmt: skip
+    places = Places([(prepare(data, tokenizer, DataOptions(kind="labelled"), progress=False).dataset, ["completion"])])
+    order = places.by_prompt(np.arange(12))
+    found = [(len(one.prompt), tokenizer.decode(one.prompt)) for one in places.sequences(order)]
+    assert [length for length, _ in found] == sorted((length for length, _ in found), reverse=True)
+    assert len({tuple(found[i : i + 3]) for i in range(0, 12, 3)}) == 4  # each prompt's three stand together
+    assert all(len(set(found[i : i + 3])) == 1 for i in range(0, 12, 3))
+    lengths = places.lengths()[order].reshape(4, 3)
+    assert (np.diff(lengths) <= 0).all()
+    some = places.by_prompt(np.array([11, 2, 7]))
+    assert sorted(some.tolist()) == [2, 7, 11]
