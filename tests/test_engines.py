@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -16,27 +14,15 @@ import engine_ranks
 import pytest
 import torch
 from engine_ranks import LOSSES, STEPS
+from launching import DEEPSPEED, TORCHRUN, launch
 from safetensors.torch import load_file
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.training.trainer import PreferenceTrainer
 
-BIN = Path(sys.executable).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2"]
 # What differs from run to run, or says how rows were laid out on the ranks.
 NOT_COMPARED = ("step", "epoch", "learning_rate", "padding", "grad_norm", "per_second", "runtime", "memory/")
 Log = list[dict[str, float]]
-
-
-def launch(words: list[str], folder: Path, out: Path, runs: list[dict[str, Any]]) -> str:
-    """Runs ``engine_ranks.py`` under a launcher; returns what it said. Offload's first launch compiles for a minute."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    env["PYTHONPATH"] = str(Path(engine_ranks.__file__).parent)
-    command = [*words, engine_ranks.__file__, str(folder), str(out), json.dumps(runs)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    return done.stdout + done.stderr
 
 
 def log_of(run: Path) -> Log:

@@ -64,7 +64,7 @@ class CacheFiller:
         frozen.store = store
         places = Places(wanted)
         if frozen.hidden is not None and not frozen.lazy_head.known:
-            with frozen.model.run() as module:
+            with frozen.running() as module:
                 frozen.keep_head(module)
                 self._say_size(frozen, places)
         if not from_main(lambda: bool(len(_missing(store, places, frozen)))):
@@ -112,7 +112,7 @@ class CacheFiller:
         rounds = -(-len(batches) // world)
         bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
         writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
-        with writing as writer, bar, frozen.model.run() as module, evaluating(module):
+        with writing as writer, bar, frozen.running() as module, evaluating(module):
             mode, head = choose_layout(self.layout, [module], self.pad_id), head_of(module)
             for index in range(rounds):
                 mine = index * world + rank

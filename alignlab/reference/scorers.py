@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from alignlab import models, scoring
 from alignlab.cache import COLUMN, ScoreStore
 from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.losses import Needs
-from alignlab.runtime import evaluating, is_sharded_at_load, unsharded
+from alignlab.runtime import Numerics, evaluating, is_sharded_at_load, unsharded
 from alignlab.scoring import Head, LazyHead, head_of
 
 from .frozen import REFERENCE, AdapterOff, FrozenModel, OtherAdapter, PolicyAtStart
@@ -46,6 +46,7 @@ class Frozen:
         cached: whether its scores come from the cache.
         forwards: completions scored for the cache so far, or batches scored live, on this rank.
         lazy_head: the model's LM head, proven at its first use.
+        numerics: how the policy's engine computes, and so does this model.
         hidden: dtype in which the cache also keeps the final hidden states, from which the head makes whole
             distributions, or None.
     """
@@ -57,6 +58,13 @@ class Frozen:
     forwards: int = 0
     lazy_head: LazyHead = field(default_factory=LazyHead, repr=False)
     hidden: str | None = None
+    numerics: Numerics = field(default_factory=Numerics)
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        """Yields the model, ready to score as the policy's engine computes."""
+        with self.model.run() as module, self.numerics.applied(module):
+            yield module
 
     @property
     def head(self) -> Head | None:
@@ -89,7 +97,7 @@ class Frozen:
 
     def live(self, layout: Mapping[str, Any], autocast: Autocast = nullcontext) -> scoring.Distributions:
         """Returns this model's distributions at the needed positions of a layout."""
-        with self.model.run() as module, evaluating(module), autocast():
+        with self.running() as module, evaluating(module), autocast():
             if not self.lazy_head.known and _is_sharded(module):
                 self.lazy_head.keep(None)  # the weight of a sharded head is there only while the model's forward runs
             self.forwards += 1
@@ -161,7 +169,7 @@ def reference_model(
     if isinstance(ref_model, str):
         return ModelFromPath(ref_model, loading)
     if ref_model is not None:
-        return SeparateModel(ref_model, loading.device)
+        return SeparateModel(ref_model, loading.device, loading.numerics)
     if args.ref_adapter is not None:
         return OtherAdapter.load(policy, args.ref_adapter, REFERENCE)
     if mode == "adapter_off":
@@ -174,7 +182,7 @@ def reference_model(
         return PolicyAtStart(policy)
     if has_adapter:
         return OtherAdapter.copy_of_active(policy, REFERENCE)
-    return SeparateModel.copy_of(policy, loading.device)
+    return SeparateModel.copy_of(policy, loading.device, loading.numerics)
 
 
 def frozen_scorers(
@@ -184,22 +192,29 @@ def frozen_scorers(
     options: ModelOptions,
     new_adapter: Any | None,
     ref_model: nn.Module | str | None,
+    numerics: Numerics,
 ) -> dict[str, Frozen]:
-    """Returns the frozen models that a loss needs, by name: "reference", and the reward scorers it names."""
+    """Returns the frozen models that a loss needs, by name: "reference", and the reward scorers it names.
+
+    They compute as the policy's engine does, to which the policy's weights are cast for good where the engine would.
+    """
     load = partial(models.load_model, options)
     has_adapter = models.is_peft(policy)
     mode = choose_mode(args.reference, needs, has_adapter=has_adapter, moves=args.sync_ref_model)
     frozen: dict[str, Frozen] = {}
     if mode != "none":
-        dtype = None if models.is_quantised(policy) else next(policy.parameters()).dtype
-        loading = Loading(load, args.device, dtype, args.reference_deepspeed)
+        own = next(policy.parameters()).dtype
+        dtype = None if models.is_quantised(policy) else numerics.weights if numerics.stays else own
+        loading = Loading(load, args.device, dtype, args.reference_deepspeed, numerics)
         model = reference_model(policy, args, mode, new_adapter, ref_model, loading)
-        frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached")
+        frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached", numerics=numerics)
         if mode == "cached" and needs.kl:
             frozen[REFERENCE].hidden = args.reference_hidden_dtype
     for name in needs.scorers:
         path = (args.scorers or {}).get(name)
         if path is None:
             raise ValueError(f"scorers: the loss needs a frozen model {name!r}; give scorers: {{{name}: PATH}}")
-        frozen[name] = Frozen(name, ModelFromPath(path, Loading(load, args.device)), cached=True)
+        model = ModelFromPath(path, Loading(load, args.device, numerics=numerics))
+        frozen[name] = Frozen(name, model, cached=True, numerics=numerics)
+    numerics.settle(policy)  # after an adapter for the reference was put beside the policy's own
     return frozen

@@ -15,11 +15,12 @@ from torch import nn
 
 from alignlab import models
 from alignlab.cache import fingerprint_path
-from alignlab.runtime import load_sharded, unsharded
+from alignlab.runtime import Numerics, load_sharded, unsharded
 
 from .frozen import FrozenModel, fingerprint_as_it_is, name_of
 
 logger = logging.getLogger(__name__)
+AS_LOADED = Numerics()
 
 
 def _only_scoring(model: nn.Module, device: torch.device) -> nn.Module:
@@ -33,21 +34,22 @@ class SeparateModel(FrozenModel):
     """A model with weights of its own that was given as a module.
 
     Args:
-        model: the module. device: where it goes.
+        model: the module. device: where it goes. numerics: how the policy's engine computes.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: nn.Module, device: torch.device, numerics: Numerics = AS_LOADED) -> None:
+        self.model, self.device, self.numerics = model, device, numerics
         self.description, self.from_policy = f"{name_of(model)}, given as ref_model", False
 
     @classmethod
-    def copy_of(cls, policy: nn.Module, device: torch.device) -> SeparateModel:
+    def copy_of(cls, policy: nn.Module, device: torch.device, numerics: Numerics = AS_LOADED) -> SeparateModel:
         """Freezes a copy of the policy's weights as they are now."""
-        copied = cls(copy.deepcopy(policy), device)
+        copied = cls(copy.deepcopy(policy), device, numerics)
         copied.description, copied.from_policy = f"a copy of {name_of(policy)} before training", True
         return copied
 
     def loaded(self) -> nn.Module:
+        self.numerics.settle(self.model)
         return _only_scoring(self.model, self.device)
 
     def fingerprint(self, compute_dtype: str) -> str:
@@ -66,12 +68,14 @@ class Loading:
         load: loads a model from a path, as the policy was loaded. device: where it then goes.
         dtype: of its weights; None where only the loaded model tells.
         shards: a DeepSpeed configuration: each rank then holds its part of the weights.
+        numerics: how the policy's engine computes, and so does what is loaded.
     """
 
     load: Callable[[str], nn.Module]
     device: torch.device
     dtype: torch.dtype | None = None
     shards: str | dict[str, Any] | None = None
+    numerics: Numerics = AS_LOADED
 
 
 class ModelFromPath(FrozenModel):
@@ -106,7 +110,8 @@ class ModelFromPath(FrozenModel):
         if self.model is None:
             logger.info("loading %s", self.description)
             how = self.loading
-            self.model = _only_scoring(self._whole(), how.device) if how.shards is None else self._sharded(how.shards)
+            whole = how.shards is None
+            self.model = _only_scoring(self._whole(), how.device) if whole else self._sharded(how.shards or {})
         return self.model
 
     def fingerprint(self, compute_dtype: str) -> str:
@@ -127,10 +132,14 @@ class ModelFromPath(FrozenModel):
 
     def _whole(self) -> nn.Module:
         with unsharded():
-            return self.loading.load(self.path)
+            model = self.loading.load(self.path)
+        self.loading.numerics.settle(model)
+        return model
 
     def _sharded(self, shards: str | dict[str, Any]) -> nn.Module:
-        engine: nn.Module = load_sharded(self.loading.load, self.path, shards, self.loading.dtype or torch.float32)
+        how = self.loading
+        dtype, autocast = how.dtype or torch.float32, how.numerics.autocast
+        engine: nn.Module = load_sharded(how.load, self.path, shards, dtype, autocast)
         engine.requires_grad_(False)
         engine.eval()  # an engine's returns nothing
         return engine

@@ -6,11 +6,14 @@ Never here: anything about preferences.
 from .engine import check_engine, describe_engine, load_sharded
 from .environment import describe_environment
 from .modules import evaluating, is_sharded_at_load, placed, unsharded, unwrap
-from .precision import set_matmul_precision
+from .numerics import Numerics, numerics_of
+from .precision import FULL_FP32, set_matmul_precision
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
 from .zero import check_parallel, zero_stage
 
 __all__ = [
+    "FULL_FP32",
+    "Numerics",
     "check_engine",
     "check_parallel",
     "describe_engine",
@@ -21,6 +24,7 @@ __all__ = [
     "is_main",
     "is_sharded_at_load",
     "load_sharded",
+    "numerics_of",
     "placed",
     "rank_and_ranks",
     "set_matmul_precision",

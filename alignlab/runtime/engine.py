@@ -40,12 +40,19 @@ def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int,
         raise RuntimeError(f"{ranks} ranks were asked for, but the model ({engine}) is not wrapped for them")
 
 
-def load_sharded(load: Callable[[str], Any], path: str, config: str | dict[str, Any], dtype: torch.dtype) -> Any:
+def load_sharded(
+    load: Callable[[str], Any],
+    path: str,
+    config: str | dict[str, Any],
+    dtype: torch.dtype,
+    autocast: torch.dtype | None = None,
+) -> Any:
     """Loads a model that only scores, sharded over the ranks as it is loaded; all ranks call this, and its forwards.
 
     Args:
         load: loads a model from a path. config: DeepSpeed's, stage 3; of it the block ``zero_optimization`` counts,
             less what belongs to training. dtype: of the weights.
+        autocast: in which it scores; an engine switches off any autocast around it that it does not know of.
 
     Returns:
         the ``DeepSpeedEngine``, without an optimiser.
@@ -57,6 +64,8 @@ def load_sharded(load: Callable[[str], Any], path: str, config: str | dict[str, 
     zero.pop("offload_optimizer", None)
     settings: dict[str, Any] = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
     settings |= {name: {"enabled": str(dtype) == f"torch.{kind}"} for name, kind in _HALF.items()}
+    if autocast is not None:
+        settings["torch_autocast"] = {"enabled": True, "dtype": str(autocast)}
     deepspeed.init_distributed(None if torch.accelerator.is_available() else "gloo")
     with unsharded():  # takes the policy's configuration away, and puts it back
         shards = HfDeepSpeedConfig(settings)

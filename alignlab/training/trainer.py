@@ -20,7 +20,7 @@ from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
-from alignlab.runtime import evaluating, gathered, placed, set_matmul_precision
+from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision
 
 from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
 from .batch import any_logps
@@ -86,10 +86,11 @@ class PreferenceTrainer(ResumableTrainer):
             **kwargs,
         )
         self.loss.to(args.device)
-        if args.float32_matmul_precision is not None:
-            set_matmul_precision(args.float32_matmul_precision, args.device)
+        precision = args.float32_matmul_precision
+        error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
+        self._numerics = numerics_of(self.accelerator, rounds_fp32=error > FULL_FP32)
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
-        self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other)
+        self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other, self._numerics)
         self._sync = build_sync(self.model, self.frozen, args)
         if self._sync is not None:
             self.add_callback(self._sync)
@@ -106,8 +107,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
+        return self._numerics.autocasting(self.args.device)
 
     def _placed(self) -> AbstractContextManager[None]:
         """Within it the policy is where batches go, also before an engine places it; FSDP gets it back as it was."""
@@ -119,8 +119,7 @@ class PreferenceTrainer(ResumableTrainer):
         return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value
 
     def _compute_dtype(self) -> str:
-        mixed = self.accelerator.mixed_precision
-        return str(next(self.model.parameters()).dtype).removeprefix("torch.") if mixed == "no" else str(mixed)
+        return self._numerics.name(next(self.model.parameters()).dtype)
 
     def _fill_caches(self, datasets: list[Any]) -> None:
         """Scores, with every cached frozen model, what the cache lacks of these datasets."""
@@ -241,7 +240,7 @@ class PreferenceTrainer(ResumableTrainer):
             eval_dataset = self.data.prepared_sets(eval_dataset)
             with self._placed():
                 self._fill_caches(list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset])
-        with self._throughput.stopped(), self._placed():
+        with self._throughput.stopped(), self._placed(), self._numerics.applied(self.model_wrapped):
             result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return result
 
