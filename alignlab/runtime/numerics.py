@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,6 @@ class Numerics:
         if self.autocast is not None:
             return _SHORT[self.autocast]
         return _plain(loaded) + (" rounded" if self.rounds_fp32 and loaded == torch.float32 else "")
-
-    def autocasting(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Returns the autocast of a forward."""
-        return torch.autocast(device.type, self.autocast) if self.autocast is not None else ExitStack()
 
     def settle(self, model: nn.Module) -> None:
         """Casts a model's weights for good where the engine will, so that it computes alike before it is wrapped."""

@@ -107,7 +107,8 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
-        return self._numerics.autocasting(self.args.device)
+        dtype = self._numerics.autocast
+        return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
     def _placed(self) -> AbstractContextManager[None]:
         """Within it the policy is where batches go, also before an engine places it; FSDP gets it back as it was."""

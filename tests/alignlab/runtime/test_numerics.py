@@ -104,7 +104,3 @@ def test_as_loaded_nothing_is_touched() -> None:
     model: Any = make_model()
     with Numerics().applied(model):
         assert model.dtype == torch.float32
-    assert not torch.is_autocast_enabled("cpu")
-    with Numerics(autocast=torch.bfloat16).autocasting(torch.device("cpu")):
-        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
-        assert torch.is_autocast_enabled("cpu")
