@@ -15,6 +15,7 @@ from rich.text import Text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .formats import holds_pair
 from .options import DataOptions
 from .prepare import Prepared, prepare
 from .schema import DataReport
@@ -153,8 +154,7 @@ def _label_bias(table: pa.Table, lengths: np.ndarray) -> LengthBias | None:
 def _kind(source: Any) -> Literal["pairs", "labelled"]:
     for opened in open_sources(source):
         for _, row in opened.read():
-            if isinstance(row, dict):
-                pair = row.get("chosen") is not None or row.get("rejected") is not None
+            if isinstance(row, dict) and (pair := holds_pair(row, opened.format)) is not None:
                 return "pairs" if pair else "labelled"
     return "pairs"
 

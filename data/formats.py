@@ -7,6 +7,8 @@ from typing import Any
 
 from .columns import NUMBERS, PAIR_REWARDS, parse_columns
 from .dialogue import common_prefix, is_dialogue, split_dialogues
+from .known import near_formats, schema_of
+from .lists import best_and_worst
 from .messages import as_messages, as_tools, without_none
 from .options import DataOptions
 from .schema import Message, Row, RowError, Segment
@@ -14,22 +16,54 @@ from .schema import Message, Row, RowError, Segment
 TEXT_FIELDS = ("prompt", "chosen", "rejected", "gold", "completion", "messages", "conversations", "system", "tools")
 ALPACA_FIELDS = ("instruction", "input", "output", "history")
 KNOWN_FIELDS = {*TEXT_FIELDS, *ALPACA_FIELDS, *NUMBERS, *PAIR_REWARDS}
-KNOWN_FIELDS |= {"rewards", "group", "label", "kto_tag", "chat_template_kwargs"}
-"""Fields that are read; the report names all others."""
+KNOWN_FIELDS |= {"rewards", "group", "label", "kto_tag", "chat_template_kwargs", "completions", "scores", "ranks"}
+"""Fields of our own forms; the report names all others that no schema reads."""
 
 
-def parse_row(raw: Mapping[str, Any], options: DataOptions) -> Row:
+OWN_COLUMNS = ("group", "weight", "margin", "gold", "chat_template_kwargs", "tools")
+"""Fields of ours that may stand beside those of a public set, and go before what the set says."""
+
+
+def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = None) -> Row:
     """Reads one row of any supported form.
 
     Forms: ``prompt``/``chosen``/``rejected`` as text or messages, with the prompt its own field or the shared opening
-    of both; raw HH-RLHF dialogues; ``prompt``/``completion``/``label`` or ``messages``/``label``; LLaMA-Factory's
-    sharegpt rows (``conversations`` with ``chosen``/``rejected``, or with ``kto_tag``) and its alpaca rows
-    (``instruction``, ``input``, ``history``).
+    of both; ``completions`` with ``scores`` or ``ranks``; raw HH-RLHF dialogues; ``prompt``/``completion``/``label`` or
+    ``messages``/``label``; LLaMA-Factory's sharegpt rows (``conversations`` with ``chosen``/``rejected``, or with
+    ``kto_tag``) and its alpaca rows (``instruction``, ``input``, ``history``); the public sets of ``known``, recognised
+    by their fields.
+
+    Args:
+        raw: the row.
+        options: what the loss wants of it.
+        form: what the source's ``format:`` says; None finds out.
 
     Raises:
         RowError: why the row cannot be used.
     """
+    given = raw
+    schema = schema_of(given, form)
+    if schema is not None:
+        raw = schema.read(given) | {name: given[name] for name in OWN_COLUMNS if given.get(name) is not None}
     raw = _unified({name: value for name, value in raw.items() if value is not None})
+    if "completions" in raw and "chosen" not in raw and "rejected" not in raw:
+        raw = best_and_worst(raw)
+    row = _sided(raw, options, given)
+    if "tools" in raw:
+        row.tools = as_tools(raw["tools"])
+    row.template_kwargs = without_none(raw.get("chat_template_kwargs", {}))
+    if not isinstance(row.template_kwargs, dict):
+        raise RowError("chat_template_kwargs must be a mapping")
+    row.unread = tuple(given.keys() - KNOWN_FIELDS)
+    if schema is not None:
+        row.read_as = schema.title
+        row.unread = tuple({*row.unread} - schema.needs - schema.reads)
+        row.lent_group = given.get("group") is None
+    return row
+
+
+def _sided(raw: dict[str, Any], options: DataOptions, given: Mapping[str, Any]) -> Row:
+    """The row as a pair or as a labelled completion, with its columns; ``given`` is what stood in the file."""
     is_pair = "chosen" in raw or "rejected" in raw
     if is_pair:
         row = _pair(raw, options)
@@ -39,16 +73,24 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions) -> Row:
                 "a labelled row (completion, label) was given to a loss that needs pairs (chosen, rejected): "
                 "use a loss for labelled rows, such as kto"
             )
-        raise RowError("chosen and rejected are missing")
+        raise RowError(f"chosen and rejected are missing{near_formats(given)}")
+    elif "completion" not in raw and "messages" not in raw:
+        raise RowError(f"completion is missing{near_formats(given)}")
     else:
         row = _labelled(raw, options)
     row.columns = parse_columns(raw, is_pair, options)
-    if "tools" in raw:
-        row.tools = as_tools(raw["tools"])
-    row.template_kwargs = without_none(raw.get("chat_template_kwargs", {}))
-    if not isinstance(row.template_kwargs, dict):
-        raise RowError("chat_template_kwargs must be a mapping")
     return row
+
+
+def holds_pair(raw: Mapping[str, Any], form: str | None = None) -> bool | None:
+    """Whether a row is a pair (or a list, read as one), whatever else is wrong with it; None where nobody can say."""
+    try:
+        schema = schema_of(raw, form)
+        raw = raw if schema is None else schema.read(raw)
+    except RowError:
+        return None
+    sides = [raw.get(name) is not None for name in ("chosen", "rejected", "completions")]
+    return any(sides)
 
 
 def _unified(raw: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +134,6 @@ def _pair(raw: Mapping[str, Any], options: DataOptions) -> Row:
 def _labelled(raw: Mapping[str, Any], options: DataOptions) -> Row:
     raw = dict(raw)
     if "completion" not in raw:
-        if "messages" not in raw:
-            raise RowError("completion is missing")
         raw["completion"] = raw.pop("messages")
     label = raw.get("label", options.default_label)
     if label is None:

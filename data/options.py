@@ -32,6 +32,7 @@ class DataOptions:
         rejected_rows: the jsonl file that "skip" writes to, or None to count them only.
         add_eos: append the tokenizer's EOS to completions of standard (not conversational) rows that lack it.
         default_label: label of labelled rows that have none; None makes such a row a bad row.
+        lists_as: what losses of pairs make of rows of several answers: "best_worst" takes the best and the worst.
         chat_template_kwargs: passed to the chat template; a row's own ``chat_template_kwargs`` go over them.
 
     Raises:
@@ -50,12 +51,14 @@ class DataOptions:
     rejected_rows: Path | None = None
     add_eos: bool = True
     default_label: bool | None = None
+    lists_as: Literal["best_worst"] = "best_worst"
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, ("pairs", "labelled"))
         _one_of("truncation_mode", self.truncation_mode, ("keep_start", "keep_end"))
         _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
+        _one_of("lists_as", self.lists_as, ("best_worst",))
         for column in self.columns:
             _one_of("columns", column, COLUMNS)
         if self.max_length is not None and self.max_length < 2:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .columns import RewardOrder
-from .formats import KNOWN_FIELDS, parse_row
+from .formats import parse_row
 from .mismatch import mismatched_columns
 from .options import DataOptions
 from .schema import SHOWN_BAD_ROWS, BadRow, Broken, DataReport, Row, RowError, SourceReport
@@ -59,8 +59,8 @@ def prepare(
 
     Args:
         source: a path (jsonl, json, csv, parquet, arrow; ``.gz`` of the text ones), a folder of such files, a hub id, a
-            mapping ``{path, weight, split, name, columns}``, a list of these, a ``datasets.Dataset``, or an iterable
-            of rows.
+            mapping ``{path, weight, split, name, columns, format}``, a list of these, a ``datasets.Dataset``, or an
+            iterable of rows.
         tokenizer: with a chat template where rows are conversations.
         options: what the loss wants; the defaults of ``DataOptions`` when None.
         seed: which rows a mixture's fractional weights pick.
@@ -149,11 +149,13 @@ class _Reader:
             try:
                 if isinstance(raw, Broken):
                     raise RowError(raw.reason)
-                row = parse_row(raw, self.options)
+                row = parse_row(raw, self.options, self.sources[source].format)
                 rendering = self.template.render(row)
                 _check_unicode(row, rendering)
                 parsed[number] = row, rendering
-                self.ignored.update(raw.keys() - KNOWN_FIELDS)
+                self.ignored.update(row.unread)
+                if row.read_as:
+                    self.report.note(f"{account.name}: read as {row.read_as}")
             except RowError as error:
                 reasons[number] = str(error)
         encodings = self.tokeniser.encode([rendering for _, rendering in parsed.values()])
@@ -165,7 +167,7 @@ class _Reader:
                 reasons[number] = str(error)
                 continue
             if "group" in row.columns:
-                self.any_group = True
+                self.any_group |= not row.lent_group
             else:
                 self.ungrouped.append((source, first + number, batch[number][0], len(self.builder)))
             self._keep(row, rendering, encoded, batch[number][0])

@@ -41,6 +41,9 @@ class Row:
         tools: tools for the chat template.
         template_kwargs: the row's own arguments to the chat template.
         columns: optional columns: group, weight, margin, scores, rewards.
+        read_as: the public set that the row was recognised as; empty for our own forms.
+        unread: fields of the row that nothing reads.
+        lent_group: whether the group is the public set's own, and not the user's: then other rows may lack one.
     """
 
     prompt: str | list[Message]
@@ -49,6 +52,9 @@ class Row:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
+    read_as: str = ""
+    unread: tuple[str, ...] = ()
+    lent_group: bool = False
 
     @property
     def is_pair(self) -> bool:

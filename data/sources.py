@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
+from .known import FORMATS
 from .schema import Broken
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
@@ -30,6 +31,7 @@ class Source:
             random half once more.
         split, name: split (default "train") and configuration of a hub data set.
         columns: ``{our name: their name}``.
+        format: the public set that the rows are read as, or "own"; None recognises it by its fields.
         rows: rows given as Python objects.
     """
 
@@ -38,12 +40,17 @@ class Source:
     split: str | None = None
     name: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    format: str | None = None
     rows: Any = None
 
     def __post_init__(self) -> None:
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 < self.weight < float("inf"):
             raise ValueError(f"{self}: weight must be a number above 0, found {self.weight!r}")
+        if self.format is not None and self.format not in FORMATS:
+            near = get_close_matches(str(self.format), FORMATS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{self}: format is {self.format!r}, allowed are {', '.join(FORMATS)}{hint}")
 
     def __str__(self) -> str:
         return self.path or "rows"
@@ -99,7 +106,7 @@ def open_sources(source: Any) -> list[Source]:
     """Turns what the user gave into sources that can be read more than once.
 
     Args:
-        source: a path or hub id, a mapping ``{path, weight, split, name, columns}``, a list of these, a
+        source: a path or hub id, a mapping ``{path, weight, split, name, columns, format}``, a list of these, a
             ``datasets.Dataset``, or any iterable of rows.
 
     Raises:

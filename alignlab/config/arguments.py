@@ -46,6 +46,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     default_label: bool | None = field(
         default=None, metadata={"help": "Of labelled rows that have no label; by default such a row is a bad row."}
     )
+    lists_as: Literal["best_worst"] = field(
+        default="best_worst",
+        metadata={"help": "What losses of pairs make of rows of several answers: their best and their worst one."},
+    )
     reward_names: list[str] | None = field(
         default=None, metadata={"help": "The order of the objectives that rows name (MODPO); by default by name."}
     )

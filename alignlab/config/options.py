@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Source = dict[str, Any]  # {path, weight, split, name, columns}: one part of a mixture
+Source = dict[str, Any]  # {path, weight, split, name, columns, format}: one part of a mixture
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -37,7 +37,9 @@ class DataConfig:
     """Where the rows come from: files, folders, hub ids, or weighted mixtures of them."""
 
     train: str | list[str | Source] = field(
-        metadata={"help": "A file, a folder, a hub id, or a list of those or of {path, weight, split, name, columns}."}
+        metadata={
+            "help": "A file, a folder, a hub id, or a list of those or of {path, weight, split, name, columns, format}."
+        }
     )
     eval: str | list[str | Source] | dict[str, str | list[str | Source]] | None = field(
         default=None, metadata={"help": "The same, or a mapping from the name of each evaluation set to the same."}

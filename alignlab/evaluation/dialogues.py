@@ -23,7 +23,7 @@ def read_dialogues(source: Any, places: Collection[str]) -> dict[str, Dialogue]:
         for place, raw in part.read():
             if place in wanted and isinstance(raw, dict):
                 try:
-                    row = parse_row(raw, DataOptions(kind="labelled"))
+                    row = parse_row(raw, DataOptions(kind="labelled"), part.format)
                 except RowError:  # a bad row that was skipped
                     continue
                 found[place] = row.prompt, _text(row.completions["chosen" if row.is_pair else "completion"])

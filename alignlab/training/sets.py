@@ -96,6 +96,7 @@ class TrainingData:
             rewards=needs.rewards,
             reward_names=tuple(args.reward_names or ()),
             default_label=args.default_label,
+            lists_as=args.lists_as,
             chat_template_kwargs=args.chat_template_kwargs or {},
             max_length=args.max_length,
             truncation_mode=args.truncation_mode,

@@ -106,7 +106,7 @@ def test_all_kinds_of_bad_rows_in_one_error_with_file_line_and_reason(tokenizer,
         "3 of 5 rows are bad:",
         f"  {path}:2: broken JSON: Expecting property name enclosed in double quotes (column 2)",
         f"  {path}:3: not UTF-8 (byte 7 of the line)",
-        f"  {path}:4: chosen and rejected are missing",
+        f"  {path}:4: chosen and rejected are missing; found the fields prompt",
         'on_bad_row="skip" trains on the others and writes these aside',
     ]
 
