@@ -50,14 +50,14 @@ class Ledger(TorchDispatchMode):
     Attributes:
         operators: those that launch a kernel, by name; views do not.
         waits: where the host would wait for the device, by place in the code.
-        copies: tensors that go from the host to the device.
+        copied: tensors that go from the host to the device, by place.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operators: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.copies = 0
+        self.copied: Counter[str] = Counter()
         self._patches = ExitStack()
 
     @property
@@ -86,7 +86,8 @@ class Ledger(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         made = isinstance(out, Tensor) and out.device.type
         came = args[0].device.type if args and isinstance(args[0], Tensor) else made
-        self.copies += name in MADE_FROM_PYTHON or (name == "aten::_to_copy" and (came, made) == ("cpu", "meta"))
+        if name in MADE_FROM_PYTHON or (name == "aten::_to_copy" and (came, made) == ("cpu", "meta")):
+            self.copied[place()] += 1
         if not func.is_view and name not in NO_KERNEL:
             self.operators[name] += 1
         return out
@@ -173,61 +174,73 @@ def micro_batch_counts(loss: str, folder: Path, **options: Any) -> dict[str, Any
     """Returns what the two micro-batches of the third optimiser step ask for, the larger of each.
 
     ``waits_a_step`` are those of the whole optimiser step that are not in its micro-batches, the stock Trainer's among
-    them.
+    them; ``copies`` are half of those of the whole step, a pass for totals included.
     """
     import zoo_ranks
-    from accelerate.utils import send_to_device
     from making import make_tokenizer
 
     from alignlab import losses
+    from alignlab.data.parcel import Parcel
 
     options = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **options}
     run = zoo_ranks.trainer(make_tokenizer(), folder, losses.build(loss), **options)
-    found: list[tuple[Ledger, int]] = []
+    found: list[Ledger] = []
     step = run.training_step
 
     def counted(model: Any, inputs: Any, *rest: Any) -> Tensor:
-        with Ledger() as moves:
-            send_to_device(inputs, torch.device("meta"), non_blocking=True)
         with Ledger() as ledger:
             result: Tensor = step(model, inputs, *rest)
-        found.append((ledger, ledger.copies + moves.copies))
+        found.append(ledger)
         return result
 
-    with whole_step(run, 3) as whole, patch.object(run, "training_step", counted):
+    move = Parcel.to
+
+    def moved(parcel: Parcel, device: Any, non_blocking: bool = False) -> Parcel:
+        move(parcel, "meta", non_blocking)
+        return move(parcel, device, non_blocking)
+
+    with whole_step(run, 3) as whole, patch.object(run, "training_step", counted), patch.object(Parcel, "to", moved):
         run.train()
     measured = [found[index] for index in (4, 5)]
-    inside = sum((ledger.waits for ledger, _ in measured), Counter())
+    inside = sum((ledger.waits for ledger in measured), Counter())
     return {
         "loss": loss,
         "layout": run.layout,
-        "waits": max(ledger.waits.total() for ledger, _ in measured),
-        "copies": max(copies for _, copies in measured),
-        "operators": max(ledger.kernels for ledger, _ in measured),
+        "waits": max(ledger.waits.total() for ledger in measured),
+        "copies": whole.copied.total() / 2,
+        "operators": max(ledger.kernels for ledger in measured),
         "waits_a_step": (whole.waits - inside).total(),
-        "where": "; ".join(f"{name} {count}" for name, count in sorted(inside.items())),
-        "where_a_step": "; ".join(f"{name} {count}" for name, count in sorted((whole.waits - inside).items())),
+        "where": listed(inside),
+        "copied_where": listed(whole.copied),
+        "where_a_step": listed(whole.waits - inside),
     }
+
+
+def listed(places: Counter[str]) -> str:
+    """Returns places and their counts in one line."""
+    return "; ".join(f"{name} {count}" for name, count in sorted(places.items()))
 
 
 @contextmanager
 def whole_step(run: Any, number: int) -> Iterator[Ledger]:
-    """Yields a ledger that is open from the beginning to the end of the optimiser step of this number."""
+    """Yields a ledger that is open from where the batches of an optimiser step are there to its end."""
     from transformers import TrainerCallback
 
-    ledger = Ledger()
+    ledger, begin = Ledger(), run._step.begin
+
+    def begun(*args: Any) -> Any:
+        if run.state.global_step == number - 1:
+            ledger.__enter__()
+        return begin(*args)
 
     class Window(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == number - 1:
-                ledger.__enter__()
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == number:
                 ledger.__exit__(None, None, None)
 
     run.add_callback(Window())
-    yield ledger
+    with patch.object(run._step, "begin", begun):
+        yield ledger
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

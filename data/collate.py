@@ -13,6 +13,7 @@ import torch
 from .columns import NUMBERS
 from .keys import content_key
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
+from .parcel import Parcel
 
 
 class ScoreReader(Protocol):
@@ -89,11 +90,11 @@ class PreferenceCollator:
         cached: what the cache holds of the completions.
         mode: how rows are laid out.
 
-    The batch is a dict: ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions;
-    ``completions`` and ``mismatched`` (layouts), ``scores`` and ``mismatched_scores``
-    (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32; "group" int64, "label" bool, "pair" int64,
-    "rewards" ``[F, N, K-1]`` of all fields but "gold"), ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for
-    fillers.
+    The batch is a dict that moves to a device in one copy (``Parcel``): ``completions`` and ``mismatched`` (layouts),
+    ``scores`` and ``mismatched_scores`` (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32;
+    "group" int64, "label" bool, "pair" int64, "rewards" ``[F, N, K-1]`` of all fields but "gold"), and
+    ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions. Two numpy arrays stay on the
+    host, where they are read: ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers.
     """
 
     def __init__(
@@ -113,15 +114,15 @@ class PreferenceCollator:
         self.mismatched, self.score_prompt, self.rewards = mismatched, score_prompt, rewards
         self.groups = {name: index for index, name in enumerate(groups)}
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Parcel:
         sequences = {field: [sequence(row, field) for row in rows] for field in self.fields}
         layout = layout_fields(sequences, self.pad_id, self.mode, score_prompt=self.score_prompt)
         batch: dict[str, Any] = {
             "completions": layout,
             "scores": self._scores(sequences, layout),
             "columns": self._columns(rows),
-            "row": torch.tensor([row["row"] for row in rows]),
-            "real": torch.tensor([row["real"] for row in rows]),
+            "row": np.array([row["row"] for row in rows], dtype=np.int64),
+            "real": np.array([row["real"] for row in rows], dtype=bool),
         }
         if self.cached.hidden is not None:
             batch["reference_hidden"] = read_hidden(self.cached.hidden, sequences, layout)
@@ -129,7 +130,7 @@ class PreferenceCollator:
             others = {"mismatched": [sequence(row, "mismatched") for row in rows]}
             batch["mismatched"] = layout_fields(others, self.pad_id, self.mode)
             batch["mismatched_scores"] = self._scores(others, batch["mismatched"])
-        return batch
+        return Parcel.of(batch)
 
     def _scores(self, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> dict[str, torch.Tensor]:
         return {name: read_scores(reader, sequences, layout) for name, reader in self.cached.readers.items()}

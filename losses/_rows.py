@@ -12,7 +12,7 @@ def mean_metric(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Te
     """Returns (sum, count) of ``values [N]`` over the rows in ``where``, as ``LossOutput.metrics`` wants it."""
     values = values.detach()
     if where is None:
-        return values.sum(), torch.tensor(float(values.numel()), device=values.device)
+        return values.sum(), torch.full((), float(values.numel()), device=values.device)
     return where_mask(values, where).sum(), where.sum().to(torch.float32)
 
 

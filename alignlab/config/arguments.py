@@ -26,6 +26,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate of the optimiser."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1: a share of them."})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Needless, and waits for the device twice a micro-batch: a loss that is not finite stops."},
+    )
     report_to: str | list[str] | None = field(default="none", metadata={"help": "Where metrics are reported to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: rows carry own columns."})
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Must stay empty."})

@@ -34,9 +34,8 @@ def tree_mask(lengths: Sequence[int], window: Window = (None, None), device: Any
     starts = [0, *([prompt] * (len(lengths) - 1))]
     spans = [torch.arange(start, start + n, device=device) for start, n in zip(starts, lengths, strict=True)]
     positions = torch.cat(spans)
-    branch = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device), output_size=sum(lengths)
-    )
+    # filled where it lies: numbers made on the host would be a copy for each tree
+    branch = torch.cat([torch.full((n,), index, device=device) for index, n in enumerate(lengths)])
     query, key = positions[:, None], positions[None, :]
     allow = ((branch[None, :] == 0) | (branch[None, :] == branch[:, None])) & (key <= query)
     sliding, chunk = window

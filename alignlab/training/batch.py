@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from alignlab.data import PROMPT
@@ -71,7 +73,7 @@ def loss_batch(
         numbers = {name: columns.get(name) for name in ("margin", "score_chosen", "score_rejected")}
         rejected = scored.get("rejected") or _without_tokens(scored["chosen"])
         result = Pairs(scored["chosen"], rejected, gold=scored.get("gold"), **shared, **numbers)
-    return result if bool(batch["real"].all()) else take_rows(result, batch["real"])
+    return take_rows(result, real_rows(batch))
 
 
 def _without_tokens(like: Scored) -> Scored:
@@ -79,8 +81,21 @@ def _without_tokens(like: Scored) -> Scored:
     return Scored(like.logps[:, :0].detach(), like.mask[:, :0])
 
 
-def take_rows(value: T, rows: Tensor) -> T:
-    """Returns ``value`` (a tensor, or a dataclass or mapping of tensors) with the rows where ``rows`` is True."""
+def real_rows(batch: Mapping[str, Any]) -> Tensor | None:
+    """Returns the indices of the rows of a micro-batch that are no fillers, on its device; None where all are real.
+
+    The host knows them: nothing waits for the device.
+    """
+    real: np.ndarray[Any, Any] = batch["real"]
+    if real.all():
+        return None
+    return torch.from_numpy(np.flatnonzero(real)).to(batch["completions"]["mask"].device)
+
+
+def take_rows(value: T, rows: Tensor | None) -> T:
+    """Returns ``value`` (a tensor, or a dataclass or mapping of tensors) with rows of these indices; None: all."""
+    if rows is None:
+        return value
     if isinstance(value, Tensor):
         return value[rows]  # type: ignore[return-value]
     if isinstance(value, Mapping):

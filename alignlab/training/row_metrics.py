@@ -12,7 +12,7 @@ from torch import Tensor
 from alignlab.losses import Labelled, LossOutput, Pairs, Scored
 from alignlab.runtime import gathered
 
-from .batch import contributions
+from .batch import contributions, real_rows, take_rows
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
@@ -21,7 +21,7 @@ def _sum_count(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Ten
     """Returns (sum, count) of a row statistic in float64, so that sums over many rows lose nothing."""
     values = values.detach().double()
     if where is None:
-        return values.sum(), torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
+        return values.sum(), values.new_full((), values.numel())
     return torch.where(where, values, torch.zeros((), dtype=torch.float64, device=values.device)).sum(), where.sum()
 
 
@@ -163,7 +163,7 @@ class SetMetrics:
         self._sums.add(row_metrics(output, batch, self.groups))
         self.rows += len(batch)
         if isinstance(batch, Labelled) and output.rewards is not None:
-            self._halves.append(halves(output, batch, inputs["columns"]["pair"][inputs["real"]]))
+            self._halves.append(halves(output, batch, take_rows(inputs["columns"]["pair"], real_rows(inputs))))
 
     def reduced(self) -> dict[str, float]:
         """Returns the metrics over all ranks, on each of them; pairs that were split into labelled rows count too."""

@@ -63,8 +63,8 @@ class PreferenceStep:
         micro-batches, out of a pass without gradient (or of the previous step, if so chosen).
         """
         self._parts, self._totals = [], None
-        rows = torch.stack([batch["real"].sum() for batch in batches]).sum()
-        self._rows = self.over_ranks(rows.to(self.device, torch.float64))
+        rows = torch.full((), float(sum(batch["real"].sum() for batch in batches)), dtype=torch.float64)
+        self._rows = rows if self.ranks == 1 else self.over_ranks(rows.to(self.device))
         if self.needs.coupled == "step":
             if self.use_previous_totals and self._previous is not None:
                 self._totals = self._previous
@@ -96,15 +96,15 @@ class PreferenceStep:
         output = self.loss(batch, totals)
         part = contributions(output, batch).sum() * (self.ranks / self._rows)
         if balance is not None and self.router:
-            output.metrics["aux_loss"] = (balance.detach(), torch.tensor(float(len(batch)), device=balance.device))
+            output.metrics["aux_loss"] = (balance.detach(), torch.full_like(balance.detach(), len(batch)))
             part = part + self.router.coefficient * balance * (self.ranks / self._rows)
         return part.float(), batch, output
 
     def _balance(self, inputs: Mapping[str, Any]) -> Tensor:
         """Returns this rank's part of the routers' loss of a micro-batch, times its rows on all ranks."""
         assert self.router is not None
-        shares, rows = inputs["completions"]["shares"], inputs["real"].sum()
-        rows_over_ranks = self.over_ranks(rows.to(self.device, torch.float32))
+        shares, rows = inputs["completions"]["shares"], int(inputs["real"].sum())
+        rows_over_ranks = self.over_ranks(torch.full((), float(rows), device=self.device))
         return self.router.loss(shares * bool(rows), self.over_ranks) * rows_over_ranks
 
     def finish(self, *, last: bool) -> None:
@@ -134,7 +134,8 @@ class PreferenceStep:
     def totals(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Totals:
         """Returns the loss's totals over micro-batches and ranks, from forwards without gradient."""
         with torch.no_grad():
-            return self._summed([self._micro_totals(model, send_to_device(b, self.device)) for b in batches])
+            moved = (send_to_device(batch, self.device, non_blocking=True) for batch in batches)
+            return self._summed([self._micro_totals(model, batch) for batch in moved])
 
     def _micro_totals(self, model: nn.Module, inputs: Mapping[str, Any]) -> Totals:
         """Returns the totals of one micro-batch, from as little of it as they are made of."""

@@ -24,7 +24,8 @@ from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, place
 
 from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
 from .batch import any_logps
-from .guard import check_finite, check_reference
+from .finite import RowLosses
+from .guard import check_reference
 from .loaders import Loaders
 from .resumable import ResumableTrainer
 from .row_metrics import MetricSums, SetMetrics, means, padding, row_metrics
@@ -102,7 +103,8 @@ class PreferenceTrainer(ResumableTrainer):
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
         self._loaders = Loaders(args, self.loss.needs, self.data, self.frozen, self.layout, pad)
-        self._sums, self._guard_pending, self._throughput = MetricSums(), False, Throughput()
+        self._sums, self._row_losses, self._throughput = MetricSums(), RowLosses(), Throughput()
+        self._guard_pending = False
         self._step = build_step(self.loss, policy, self.frozen, args, self._autocast, self._over_ranks)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -178,10 +180,12 @@ class PreferenceTrainer(ResumableTrainer):
         part, batch, output = self._step.forward(model, inputs)
         rows = inputs["row"][inputs["real"]]
         if self._guard_pending:
-            self._check_reference(batch, rows)
+            self._check_reference(batch, torch.from_numpy(rows))
         if output is not None:
-            check_finite(output.loss, rows, self.train_dataset)
+            self._row_losses.add(output.loss, rows)
             self._sums.add(row_metrics(output, batch, self.data.groups) | padding(inputs["completions"]))
+        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # its backward moves the weights
+            self._row_losses.check(self.train_dataset)
         return (part, output) if return_outputs else part
 
     def training_step(
@@ -193,9 +197,14 @@ class PreferenceTrainer(ResumableTrainer):
         self._guard_pending = self._guard_pending and not self.accelerator.sync_gradients
         return result
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops where a row's loss is not a number, before the weights move, where the norm is waited for anyway."""
+        self._row_losses.check(self.train_dataset)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
     def _prepare_input(self, data: Any) -> Any:
         """Moves a batch as it is: the stock method would round scores to the engine's half precision."""
-        return send_to_device(data, self.args.device)
+        return send_to_device(data, self.args.device, non_blocking=True)
 
     def _check_reference(self, batch: Any, rows: Tensor) -> None:
         """Holds the policy against its reference before the first step."""
