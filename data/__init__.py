@@ -17,12 +17,14 @@ from .sources import open_sources
 
 if TYPE_CHECKING:
     from . import toy
+    from .attention import AttentionPlan, attention_plan
     from .collate import CachedScores, PreferenceCollator, Rows, lengths, row_tokens, sequence, sequence_key
     from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
     from .sampler import StepCut, StepSampler
 
 __all__ = [
     "PROMPT",
+    "AttentionPlan",
     "BadRow",
     "CachedScores",
     "DataOptions",
@@ -40,6 +42,7 @@ __all__ = [
     "Statistics",
     "StepCut",
     "StepSampler",
+    "attention_plan",
     "check",
     "content_key",
     "hold_out",
@@ -59,6 +62,7 @@ __all__ = [
 ]
 
 _TENSORS = {
+    "attention": ("AttentionPlan", "attention_plan"),
     "collate": ("CachedScores", "PreferenceCollator", "Rows", "lengths", "row_tokens", "sequence", "sequence_key"),
     "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
     "sampler": ("StepCut", "StepSampler"),

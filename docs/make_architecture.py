@@ -34,7 +34,8 @@ Made by `python docs/make_architecture.py` from the docstrings of the rooms and 
 
 A room is a folder with one purpose and one face: its `__init__.py` says in a sentence what it is for, what must never
 be in it, and in `__all__` what other rooms may take. Across rooms, imports go through faces
-(`from alignlab.scoring import score`); inside a room they are relative. `losses/`, `data/` and `configs/` stand at the
+(`from alignlab.scoring import score`); inside a room they are relative. A room may have an inner room, a folder of its
+own with a face for the files of that room alone. `losses/`, `data/` and `configs/` stand at the
 top of the checkout, and are installed as `alignlab.losses`, `alignlab.data` and `alignlab.configs`.
 
 ## The floors
@@ -118,23 +119,32 @@ class House:
         """Returns the Python files of a room, its face first; not those behind the links inside the package."""
         return sorted(self.folders[room].rglob("*.py"))
 
+    def inner(self, room: str) -> list[Path]:
+        """Returns the folders inside a room that are packages of their own."""
+        return sorted(
+            path.parent for path in self.folders[room].rglob("__init__.py") if path.parent != self.folders[room]
+        )
+
     def every_file(self) -> Iterator[tuple[str, Path]]:
         """Yields (room, file) of the whole house; the package's own files stand in the room ""."""
         yield from (("", path) for path in sorted((self.root / "alignlab").glob("*.py")))
         for room in self.folders:
             yield from ((room, path) for path in self.files(room))
 
-    def face(self, room: str) -> list[str]:
-        """Returns ``__all__`` of a room."""
-        path = self.folders[room] / "__init__.py"
+    def face(self, room: str | Path) -> list[str]:
+        """Returns ``__all__`` of a room, or of the folder of an inner one."""
+        path = self._folder(room) / "__init__.py"
         for node in _tree(path).body if path.exists() else ():
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 return [str(one) for one in ast.literal_eval(node.value)]
         return []
 
-    def says(self, room: str) -> tuple[str, str]:
+    def _folder(self, room: str | Path) -> Path:
+        return room if isinstance(room, Path) else self.folders[room]
+
+    def says(self, room: str | Path) -> tuple[str, str]:
         """Returns a room's sentence, and what must never be in it; both empty where its docstring has none."""
-        text = docstring(self.folders[room] / "__init__.py")
+        text = docstring(self._folder(room) / "__init__.py")
         never = re.search(r"^Never here: (.+)", text, re.MULTILINE | re.DOTALL)
         return sentence(text), " ".join(never[1].split()) if never else ""
 
@@ -205,9 +215,9 @@ def _files(house: House, room: str) -> Iterator[str]:
     folder = house.folders[room]
     yield from (f"### {room}", "", "| file | |", "|---|---|")
     for path in house.files(room):
-        if path.name == "__init__.py" or (room == "losses" and not path.name.startswith("_")):
+        if path.parent == folder and (path.name == "__init__.py" or (room == "losses" and path.name[0] != "_")):
             continue
-        name = path.relative_to(folder)
+        name = str(path.relative_to(folder)).replace("__init__.py", "")  # an inner room is named as a folder
         says = sentence(docstring(path)).replace("|", "\\|")
         yield f"| [`{name}`](../{path.relative_to(house.root)}) | {says} |"
     if room == "losses":

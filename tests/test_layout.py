@@ -45,11 +45,11 @@ def up_or_beside(house: House) -> list[str]:
 
 
 def circles(house: House) -> list[str]:
-    """Files of a room that import each other in a circle."""
+    """Files of a room, or of an inner one, that import each other in a circle."""
     found = []
-    for room, folder in house.folders.items():
+    for room, folder in [*house.folders.items(), *_inner(house)]:
         graph: dict[str, set[str]] = {}
-        for path in house.files(room):
+        for path in folder.glob("*.py"):
             if path.name != "__init__.py":
                 inside = {one.module[0] or one.name for one in imports(path) if one.level == 1}
                 graph[path.stem] = {name for name in inside if (folder / f"{name}.py").exists()}
@@ -65,6 +65,7 @@ def behind_faces(house: House) -> list[str]:
     found = []
     for room, path in house.every_file():
         own = [alias for alias in _rooms_by_name(path) if alias in house.folders]
+        inner = [folder for one, folder in _inner(house) if one == room]
         for one in imports(path):
             place, target = f"{path.relative_to(house.root)}:{one.line}", house.target(one)
             if one.level > 1 or (one.level == 0 and one.module[0] in ("launch", *LEAVES)):
@@ -73,6 +74,9 @@ def behind_faces(house: House) -> list[str]:
                 found.append(f"{place}: inside a room imports are relative")
             elif one.level == 0 and one.module[0] == "alignlab" and not target:
                 found.append(f"{place}: a room is named, and nothing else of the package")
+            elif one.level == 1 and one.module[0] and (within := path.parent / one.module[0]) in inner:
+                if len(one.module) > 1 or one.name not in house.face(within):
+                    found.append(f"{place}: {'.'.join(one.module)} does not offer {one.name}")
             elif one.level == 1 and room and not one.module[0] and not _is_file(path, one.name):
                 found.append(f"{place}: takes {one.name} from the face of its own room, in a circle")
             elif target and (not one.name or len(one.module) > 2):
@@ -84,6 +88,11 @@ def behind_faces(house: House) -> list[str]:
             if taken and node.attr not in house.face(node.value.id):  # type: ignore[attr-defined]
                 found.append(f"{path.relative_to(house.root)}:{node.lineno}: {ast.unparse(node)} is not offered")  # type: ignore[attr-defined]
     return found
+
+
+def _inner(house: House) -> list[tuple[str, Path]]:
+    """Returns (room, folder) of every inner room."""
+    return [(room, folder) for room in house.folders for folder in house.inner(room)]
 
 
 def _is_file(path: Path, name: str) -> bool:
@@ -110,6 +119,7 @@ def unpacked(house: House) -> list[str]:
     """Rooms that pyproject.toml does not install, and packages that are no room."""
     setuptools = tomllib.loads((house.root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     rooms = {"alignlab", *(f"alignlab.{room}" for room in house.folders if room != "launch")}
+    rooms |= {".".join(folder.relative_to(house.root).parts) for _, folder in _inner(house)}
     found = sorted(rooms ^ set(setuptools["packages"]))
     mapped = {"alignlab": "alignlab", **{f"alignlab.{leaf}": leaf for leaf in LEAVES}}
     return found + ([] if setuptools["package-dir"] == mapped else ["package-dir"])
@@ -132,7 +142,9 @@ def speechless(house: House) -> list[str]:
     found += [f"alignlab/{name}: in no room" for name in sorted(flat)]
     faces = [room for room in house.folders if room not in ("launch", "configs")]
     found += [f"{room}: Never here?" for room in house.folders if room != "launch" and not house.says(room)[1]]
-    return found + [f"{room}: __all__?" for room in faces if not house.face(room)]
+    inner = [folder for _, folder in _inner(house)]
+    found += [f"{folder}: Never here?" for folder in inner if not house.says(folder)[1]]
+    return found + [f"{room}: __all__?" for room in [*faces, *inner] if not house.face(room)]
 
 
 def oversized(house: House) -> list[str]:
@@ -229,6 +241,15 @@ BREACHES = [
     (unpacked, "alignlab/attic/__init__.py", '"""A room that is not installed."""\n'),
     (untold, "alignlab/attic/__init__.py", '"""A room of which the tree says nothing."""\n'),
     (untold, "alignlab/scoring/__init__.py", ("Batch to", "From batch to")),
+    (circles, "alignlab/scoring/kernels/calls.py", "\n\nfrom .trees import tree_attention\n"),
+    (behind_faces, "alignlab/scoring/router.py", "\n\nfrom .kernels.ops import tree_forward\n"),
+    (behind_faces, "alignlab/scoring/router.py", "\n\nfrom .kernels import tree_forward\n"),
+    (behind_faces, "alignlab/scoring/kernels/calls.py", "\n\nfrom ..router import Router\n"),
+    (behind_faces, "alignlab/training/step.py", "\n\nfrom alignlab.scoring.kernels import tree_attention\n"),
+    (up_or_beside, "alignlab/scoring/kernels/calls.py", "\n\nfrom alignlab.models import load_model\n"),
+    (unpacked, "alignlab/scoring/attic/__init__.py", '"""An inner room that is not installed."""\n'),
+    (speechless, "alignlab/scoring/kernels/__init__.py", ("Never here", "Seldom here")),
+    (speechless, "alignlab/scoring/kernels/__init__.py", ("__all__", "ALL")),
     (speechless, "alignlab/scoring/mute.py", "x = 1\n"),
     (speechless, "alignlab/scoring/__init__.py", ("Never here", "Seldom here")),
     (speechless, "alignlab/scoring/__init__.py", ("__all__", "ALL")),

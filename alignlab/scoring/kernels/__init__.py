@@ -1,0 +1,9 @@
+"""Attention over trees of one prompt and its completions, without masks: a flat row as plain causal sequences.
+
+Never here: a model, a layout, or a score: queries, keys, values and a plan go in.
+"""
+
+from .calls import AttentionCalls, counted_calls
+from .trees import UnsupportedAttention, tree_attention
+
+__all__ = ["AttentionCalls", "UnsupportedAttention", "counted_calls", "tree_attention"]
