@@ -39,7 +39,7 @@ class AttentionPlan(NamedTuple):
         """Returns the five parts of the table, in their order."""
         ends = self.sequences + 1
         copies = (self.table.shape[0] - 2 * ends - 2 * self.tokens) // 2
-        return list(self.table.split([ends, ends, self.tokens + copies, self.tokens, copies]))
+        return list(torch.split(self.table, [ends, ends, self.tokens + copies, self.tokens, copies]))
 
 
 def attention_plan(

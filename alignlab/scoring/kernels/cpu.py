@@ -69,7 +69,7 @@ def backward(
 
     def home(gradient: Tensor) -> Tensor:
         rows = gradient[0].transpose(0, 1).to(kind)
-        return rows if heads == groups else rows.unflatten(1, (groups, heads // groups)).sum(2)
+        return rows if heads == groups else rows.view(len(rows), groups, heads // groups, -1).sum(2)
 
     for one in _calls(q, parts, window):
         keys, values = _rows(k, one.keys, heads), _rows(v, one.keys, heads)

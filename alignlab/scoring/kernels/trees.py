@@ -56,9 +56,9 @@ def tree_attention(
     # Kernels want values as wide as keys, and on a GPU widths in eights: zeros change nothing.
     width = q.shape[-1] if device == "cpu" else -(-q.shape[-1] // 8) * 8
     q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (q, k, v))
-    out, _ = tree_forward(
+    out: Tensor = tree_forward(
         q.contiguous(), k, v, sinks, plan.table, list(plan[1:]), float(scale), -1 if window is None else window
-    )
+    )[0]
     return out[..., :values] if values < width else out
 
 

@@ -66,12 +66,13 @@ def test_equals_dense_attention_over_200_layouts(dtype: torch.dtype, allowed: fl
         sinks = chance.random() < 0.5
         taken = inputs if sinks else inputs[:3]
         grad = torch.randn(inputs[0].shape, dtype=dtype, generator=torch.Generator().manual_seed(trial))
-        out = tree_attention(
-            *inputs[:3], attention_plan(trees, chunk), window=window, sinks=inputs[3] if sinks else None
-        )
+        q, k, v, sink = inputs
+        plan = attention_plan(trees, chunk)
+        out = tree_attention(q, k, v, plan, window=window, sinks=sink if sinks else None)
         found = [out, *torch.autograd.grad(out, taken, grad)]
         exact = [one.detach().double().requires_grad_(True) for one in taken]
-        out = dense(*exact[:3], trees, window, chunk, exact[3] if sinks else None)  # type: ignore[misc]
+        q, k, v = exact[:3]
+        out = dense(q, k, v, trees, window, chunk, exact[3] if sinks else None)
         expected = [out, *torch.autograd.grad(out, exact, grad.double())]
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == dtype
@@ -87,8 +88,10 @@ def test_half_precision_errs_no_more_than_dense_attention(dtype: torch.dtype) ->
         q, k, v = (one.detach() for one in inputs[:3])
         exact = dense(q.double(), k.double(), v.double(), trees)
         mask = torch.block_diag(*[tree_mask(tree).float() for tree in trees]).bool()
-        rows = [one.repeat_interleave(q.shape[1] // one.shape[1], 1).transpose(0, 1)[None] for one in (q, k, v)]
-        plain = torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=mask)[0].transpose(0, 1)
+        query, key, value = (
+            one.repeat_interleave(q.shape[1] // one.shape[1], 1).transpose(0, 1)[None] for one in (q, k, v)
+        )
+        plain = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0].transpose(0, 1)
         ours = tree_attention(q, k, v, attention_plan(trees))
         worst = torch.maximum(worst, torch.stack([(one - exact).abs().max().float() for one in (ours, plain)]))
     assert 0 < worst[0] <= 1.5 * worst[1]
@@ -177,7 +180,7 @@ def test_operators_are_what_torch_wants_of_them() -> None:
     ],
 )
 def test_what_kernels_would_take_and_get_wrong_is_refused(change: dict[str, Any], message: str) -> None:
-    given = {"q": torch.zeros(6, 4, 8), "k": torch.zeros(6, 2, 8), "v": torch.zeros(6, 2, 8)}
+    given: dict[str, Any] = {"q": torch.zeros(6, 4, 8), "k": torch.zeros(6, 2, 8), "v": torch.zeros(6, 2, 8)}
     given |= {"plan": attention_plan([[3, 2, 1]]), "sinks": None} | change
     with pytest.raises(UnsupportedAttention, match=message):
         tree_attention(**given)
