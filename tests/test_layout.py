@@ -47,7 +47,7 @@ def up_or_beside(house: House) -> list[str]:
 def circles(house: House) -> list[str]:
     """Files of a room, or of an inner one, that import each other in a circle."""
     found = []
-    for room, folder in [*house.folders.items(), *_inner(house)]:
+    for _, folder in [*house.folders.items(), *_inner(house)]:
         graph: dict[str, set[str]] = {}
         for path in folder.glob("*.py"):
             if path.name != "__init__.py":
@@ -56,7 +56,7 @@ def circles(house: House) -> list[str]:
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
-            found.append(f"{room}: {' -> '.join(error.args[1])}")
+            found.append(f"{folder.name}: {' -> '.join(error.args[1])}")
     return found
 
 
