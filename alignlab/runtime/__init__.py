@@ -7,7 +7,7 @@ from .engine import check_engine, describe_engine, load_sharded
 from .environment import describe_environment
 from .modules import evaluating, is_sharded_at_load, placed, unsharded, unwrap
 from .numerics import Numerics, numerics_of
-from .precision import FULL_FP32, set_matmul_precision
+from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
 from .zero import check_parallel, zero_stage
 
@@ -26,8 +26,10 @@ __all__ = [
     "load_sharded",
     "numerics_of",
     "placed",
+    "product_error",
     "rank_and_ranks",
     "set_matmul_precision",
+    "true_float32",
     "unsharded",
     "unwrap",
     "wait_for_all",

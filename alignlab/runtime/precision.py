@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,19 +12,45 @@ logger = logging.getLogger(__name__)
 FULL_FP32 = 1e-5  # fp32 products of 512 terms are about 1e-6 off, those of bf16 parts about 4e-3
 
 
-def set_matmul_precision(precision: str, device: torch.device) -> float:
-    """Sets ``torch.set_float32_matmul_precision`` for the process; returns the relative error that products then have.
-
-    The error is ``|AB - exact| / |exact|`` (Frobenius) of two 512 x 512 normal matrices against float64. "high" and
-    "medium" allow a library to multiply in fewer bits; whether it does depends on the processor: some only choose a
-    faster fp32 kernel. An error above ``FULL_FP32`` is logged as a warning.
-    """
-    torch.set_float32_matmul_precision(precision)
+def product_error(device: torch.device) -> float:
+    """Returns ``|AB - exact| / |exact|`` (Frobenius) of two 512 x 512 fp32 normal matrices, against float64."""
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 512, 512, generator=generator)
     exact = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).cpu().double()
-    error = float((found - exact).norm() / exact.norm())
+    return float((found - exact).norm() / exact.norm())
+
+
+def set_matmul_precision(precision: str, device: torch.device) -> float:
+    """Sets ``torch.set_float32_matmul_precision`` for the process; returns the relative error that products then have.
+
+    "high" and "medium" allow a library to multiply in fewer bits; whether it does depends on the processor: some only
+    choose a faster fp32 kernel. An error above ``FULL_FP32`` is logged as a warning.
+    """
+    torch.set_float32_matmul_precision(precision)
+    error = product_error(device)
     level = logging.WARNING if error > FULL_FP32 else logging.INFO
     logger.log(level, "float32_matmul_precision: %s: products are off by %.1e (relative)", precision, error)
     return error
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Within it fp32 products are fp32 ones: no TF32, no bf16 parts. What was set is set again afterwards.
+
+    torch has two settings for this, which complain of each other: the older one sets both, so it is used within; both
+    are put back.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    newer = [backend.fp32_precision for backend in backends]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer ones were set, as transformers does for `tf32: true`
+        older = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for backend, value in zip(backends, newer, strict=True):
+            backend.fp32_precision = value

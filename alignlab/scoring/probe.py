@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
-from torch import Tensor, nn
 
-from alignlab.data import Layout, Mode, ScoredSequence, layout_fields
-from alignlab.runtime import evaluating, unsharded, unwrap
+from alignlab.data import Mode
+from alignlab.runtime import evaluating, true_float32, unwrap
 
-from . import forward
+from .checks import difference, leak, miscalled, short_windows, token_scores
 from .packing import FLAT
+from .twin import REACH, NoTwin, build_twin, twin_config
 
 logger = logging.getLogger(__name__)
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-5}
-_HALF_TOLERANCE = 0.15  # half precision: only gross errors show; the gradient check below is exact there too
 _MODES: tuple[Mode, ...] = ("flat", "rows", "padded")
+_MASKED = ("sdpa", "eager", "flex_attention", FLAT)  # attention that takes a mask of trees
+_verdicts: dict[tuple[Any, ...], str | None] = {}  # of twins: every model of a run, and every run, asks again
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout to try.
+
+    Attributes:
+        mode: the layout. attention: the implementation that runs it.
+        counted: whether that is a function chosen by name, to be called by every layer exactly once a forward; a
+            model that calls another one would be silently wrong.
+        half: whether on an accelerator it takes half precision alone; the twin is then run in bfloat16 there.
+    """
+
+    mode: Mode
+    attention: str
+    counted: bool = False
+    half: bool = False
 
 
 def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
@@ -45,14 +59,14 @@ def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
     if mode == "padded":
         if requested == "packed":
             raise ValueError(f"layout: packed was asked for, but {reason}; allowed here: auto, padded")
-        _warn_once(f"rows are padded and prompts repeated, because {reason}")
+        _say_once(logging.WARNING, f"rows are padded and prompts repeated, because {reason}")
     assert mode != "flat" or all(base_of(model).config._attn_implementation == FLAT for model in candidates)
     return mode
 
 
 @cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+def _say_once(level: int, message: str) -> None:
+    logger.log(level, message)
 
 
 def base_of(model: Any) -> Any:
@@ -64,60 +78,37 @@ def base_of(model: Any) -> Any:
 def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
     """Returns the best layout that ``model`` takes, and why not a better one ("" if flat or rows).
 
-    Three checks on two rows of two pairs: packed scores equal those of plain rows; the same with windows and chunks
-    cut to three positions; and no completion's logits have any gradient to tokens of another tree or completion.
-    On a model with SDPA attention flat rows are tried first, on the CPU; then packed rows. Of a model that ZeRO-3
-    has sharded a small whole twin is run in its place: what is checked depends on the architecture, not on weights.
+    What the architecture decides is checked on a small twin (``twin.py``) in true fp32, where a mistake stands out by
+    orders of magnitude: packed scores equal plain ones, windows, chunks and caps being small enough to bite; no
+    completion's logits have any gradient to what it must not see; and attention that is chosen by name is called once
+    a layer. The twin runs on the CPU first, where a mistake is an exception, then on the model's device. What weights,
+    wrappers, adapters and dtype could add is checked on the model itself: the same gradients, exactly zero in any
+    dtype, and differences of no more than a few times what rounding does to it. Where no twin can be built, the model
+    stands in for it, with its windows cut; of a model that ZeRO-3 has sharded the twin alone is run.
     """
     base = base_of(model)
-    if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
-        twin = _twin(base)
-        found = probe(twin, pad_id)
-        base.set_attn_implementation(twin.config._attn_implementation)
-        return found
-    config = base.config.get_text_config()
-    if reason := _known_to_fail(config):
-        return "padded", f"{type(base).__name__} has {reason}"
-    modes: list[Mode] = ["rows"]
-    before = base.config._attn_implementation
-    if before in ("sdpa", FLAT) and next(base.parameters()).device.type == "cpu":
-        modes = ["flat", "rows"]
-    reason = ""
-    for mode in modes:
-        if mode == "flat":
-            base.set_attn_implementation(FLAT)
-        elif base.config._attn_implementation == FLAT:
-            base.set_attn_implementation("sdpa")
-        reason = _first_failure(model, base, config, pad_id, mode)
+    sharded = any(hasattr(parameter, "ds_id") for parameter in base.parameters())
+    device = PartialState().device if sharded else next(base.parameters()).device
+    name, before = type(base).__name__, base.config._attn_implementation
+    if reason := _known_to_fail(base.config.get_text_config(), before):
+        return "padded", f"{name} has {reason}"
+    for candidate in _candidates(before, device):
+        reason = _twin_fails(base, candidate, device, pad_id)
+        if reason is None and sharded:
+            reason = "cannot be checked: ZeRO-3 has sharded it, and no small twin of it can be built"
         if not reason:
-            return mode, ""
-    return "padded", f"{type(base).__name__} in packed rows {reason}"
+            base.set_attn_implementation(candidate.attention)
+            reason = "" if sharded else _fails(model, base, candidate, pad_id, alone=reason is None)
+        if not reason:
+            return candidate.mode, ""
+    base.set_attn_implementation("sdpa" if before == FLAT else before)
+    return "padded", f"{name} in packed rows {reason}"
 
 
-def _twin(base: Any) -> Any:
-    """Returns a whole model of the same architecture and widths, with random weights, few layers and few tokens.
-
-    It has as many layers as show every type of layer, and the same weights on every rank.
-    """
-    config = copy.deepcopy(base.config)
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    depth = 1 + max(kinds.index(kind) for kind in set(kinds)) if kinds else min(2, text.num_hidden_layers)
-    if kinds:
-        text.layer_types = list(kinds[:depth])
-    text.num_hidden_layers, text.vocab_size = depth, min(int(text.vocab_size), 1000)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # they may lie beyond the smaller vocabulary
-        setattr(text, name, None)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with unsharded(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        twin = type(base)._from_config(config, dtype=base.dtype, attn_implementation=base.config._attn_implementation)
-    return twin.to(PartialState().device).requires_grad_(False)
-
-
-def _known_to_fail(config: Any) -> str:
-    """Returns what the checks cannot see: positions that depend on the batch, windows measured in indices."""
+def _known_to_fail(config: Any, attention: str) -> str:
+    """Returns what the checks cannot see, or must not run: flash attention given a mask of trees faults its device."""
+    if attention not in _MASKED:
+        return f"attn_implementation: {attention}, which takes no mask of trees (sdpa, eager and flex_attention do)"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = {str(rope.get("rope_type", rope.get("type", "")))} | {
         str(one.get("rope_type", "")) for one in rope.values() if isinstance(one, dict)
@@ -129,94 +120,70 @@ def _known_to_fail(config: Any) -> str:
     return ""
 
 
-def _first_failure(model: Any, base: Any, config: Any, pad_id: int, mode: Mode) -> str:
-    """Returns what the first failing check found, or ""."""
+def _candidates(attention: str, device: torch.device) -> list[Candidate]:
+    """Returns the layouts that a model with such attention could take, the best first."""
+    if attention not in ("sdpa", FLAT):
+        return [Candidate("rows", attention)]
+    flat = [Candidate("flat", FLAT, counted=True)] if device.type == "cpu" else []
+    return [*flat, Candidate("rows", "sdpa")]
+
+
+def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: int) -> str | None:
+    """Returns what the first failing check found on the twin, or ""; None where there is no twin. Kept by config."""
+    key = (type(base), base.config.to_json_string(use_diff=False), candidate, str(device), pad_id)
+    if key not in _verdicts:
+        with torch.no_grad(), _without_autocast(device), true_float32():
+            try:
+                twin = _twin(base, candidate, pad_id)
+            except NoTwin as error:
+                name = type(base).__name__
+                _say_once(logging.INFO, f"the probe runs {name} itself, having no small twin of it: {error}")
+                _verdicts[key] = None
+                return None
+            _verdicts[key] = _first_found(twin, twin, candidate, pad_id, exact=True)
+            if not _verdicts[key] and device.type != "cpu":
+                twin = twin.to(device, torch.bfloat16 if candidate.half else None)
+                _verdicts[key] = _first_found(twin, twin, candidate, pad_id, exact=not candidate.half)
+    return _verdicts[key]
+
+
+def _twin(base: Any, candidate: Candidate, pad_id: int) -> Any:
+    """Returns a twin that scores plain rows, as narrow as can be."""
+    failed = NoTwin("")
+    for narrow in (True, False):
+        try:
+            twin = build_twin(type(base), twin_config(base.config, narrow=narrow), candidate.attention)
+            if bool(token_scores(twin, twin, pad_id, "padded").isfinite().all()):
+                return twin
+            failed = NoTwin("its scores of plain rows are not finite")
+        except NoTwin as error:
+            failed = error
+        except Exception as error:  # a model may want of its config what a cut one does not give
+            failed = NoTwin(f"{type(error).__name__}: {error}")
+    raise failed
+
+
+def _fails(model: Any, base: Any, candidate: Candidate, pad_id: int, *, alone: bool) -> str:
+    """Returns what the first failing check found on the model itself, or ""; ``alone``: without a twin's word."""
+    config = base.config.get_text_config()
+    with evaluating(model):
+        found = _first_found(model, base, candidate, pad_id, exact=False)
+        if alone and not found:
+            with short_windows(config, REACH):
+                found = _first_found(model, base, candidate, pad_id, exact=False)
+    return found
+
+
+def _first_found(model: Any, base: Any, candidate: Candidate, pad_id: int, *, exact: bool) -> str:
     try:
-        with evaluating(model):
-            found = _difference(model, base, pad_id, mode) or _leak(model, base, pad_id, mode)
-            if not found:
-                with _short_windows(config) as any_window:
-                    found = _difference(model, base, pad_id, mode) if any_window else ""
-            return found
+        found = difference(model, base, pad_id, candidate.mode, exact=exact) or leak(model, base, pad_id, candidate.mode)
+        if candidate.counted and not found:
+            found = miscalled(model, base, pad_id, candidate.mode, candidate.attention)
+        return found
     except Exception as error:  # whatever a model raises when given packed rows is a reason not to
         return f"raises {type(error).__name__}: {error}"
 
 
-def _samples(config: Any) -> dict[str, list[ScoredSequence]]:
-    """Returns four pairs of different lengths."""
-    random, vocabulary = np.random.default_rng(0), min(int(config.vocab_size), 1000)
-
-    def draw(count: int) -> np.ndarray:
-        return random.integers(2, vocabulary, count)
-
-    fields: dict[str, list[ScoredSequence]] = {"chosen": [], "rejected": []}
-    for prompt_length, lengths in ((5, (4, 3)), (3, (2, 5)), (6, (3, 3)), (4, (5, 2))):
-        prompt = draw(prompt_length)
-        for name, length in zip(fields, lengths, strict=True):
-            fields[name].append(ScoredSequence(prompt, draw(length), np.ones(length, dtype=bool)))
-    return fields
-
-
-def _layout(base: Any, pad_id: int, mode: Mode) -> Layout:
-    layout = layout_fields(_samples(base.config.get_text_config()), pad_id, mode, row_length=26)
-    moved: Layout = send_to_device(layout, next(base.parameters()).device)
-    return moved
-
-
-def _difference(model: Any, base: Any, pad_id: int, mode: Mode) -> str:
-    """Compares packed scores with those of plain rows."""
-    packed = forward.score(model, _layout(base, pad_id, mode))["logps"]
-    plain = forward.score(model, _layout(base, pad_id, "padded"))["logps"]
-    found = (packed - plain).abs().max().item()
-    allowed = _TOLERANCE.get(next(base.parameters()).dtype, _HALF_TOLERANCE)
-    if allowed < _HALF_TOLERANCE and _computes_in_half(base):
-        allowed = _HALF_TOLERANCE
-    return "" if found <= allowed else f"scores otherwise than in plain ones by {found:.2g} nats (allowed {allowed:g})"
-
-
-def _computes_in_half(base: Any) -> bool:
-    quantisation = getattr(base.config, "quantization_config", None)
-    return quantisation is not None or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-
-
-def _leak(model: Any, base: Any, pad_id: int, mode: Mode) -> str:
-    """Looks for gradients of one completion's logits to tokens that it must not see: exactly zero where all is well."""
-    layout = _layout(base, pad_id, mode)
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        caught.append(output.detach().requires_grad_(True))
-        return caught[-1]
-
-    handle = base.get_input_embeddings().register_forward_hook(catch)
-    row, start, prompt, first, *_ = layout["trees"][0]
-    width = layout["input_ids"].shape[1]
-    own = range(row * width + start + prompt, row * width + start + prompt + first)
-    inside = torch.tensor([position in own for position in layout["predict"].tolist()], device=layout["predict"].device)
-    with torch.enable_grad():
-        try:
-            logits = forward.needed_logits(model, layout)
-        finally:
-            handle.remove()
-        (gradient,) = torch.autograd.grad(logits[inside].float().square().sum(), caught[0])
-    norms = gradient.float().reshape(-1, gradient.shape[-1]).norm(dim=-1)
-    seen = torch.zeros_like(norms, dtype=torch.bool)
-    seen[row * width + start : own.stop] = True
-    leaked = norms[~seen].max().item()
-    return "" if leaked == 0 else f"lets a completion see tokens of another (gradient {leaked:.2g})"
-
-
-@contextmanager
-def _short_windows(config: Any) -> Iterator[bool]:
-    """Within it, sliding windows and chunks reach three positions; yields whether there are any."""
-    names = [
-        name for name in ("sliding_window", "attention_chunk_size") if isinstance(getattr(config, name, None), int)
-    ]
-    before = {name: getattr(config, name) for name in names}
-    try:
-        for name in names:
-            setattr(config, name, 3)
-        yield bool(names)
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
