@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -41,7 +42,9 @@ def true_float32() -> Iterator[None]:
     torch has two settings for this, which complain of each other: the older one sets both, so it is used within; both
     are put back.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    cuda: Any = torch.backends.cuda
+    mkldnn: Any = torch.backends.mkldnn
+    backends = (cuda.matmul, mkldnn.matmul)
     newer = [backend.fp32_precision for backend in backends]
     try:
         older = torch.get_float32_matmul_precision()

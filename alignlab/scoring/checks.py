@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from .rounding import jolted, rounding_unit
 
 _ROUNDINGS = 16  # largest difference of a twin, in those that rounding makes; correct ones reach 1, wrong ones 1e4
 _LARGEST = 1e-3  # nats, whatever rounding does to a twin in fp32
-_MEDIANS = 4  # the same of the median over tokens on a real model, where single tokens may be off by a changed expert
+_MEANS = 4  # the same of the mean over tokens on a real model; correct ones reach 1
 _DRAWS = 2
 
 
@@ -38,56 +39,81 @@ def samples(config: Any) -> dict[str, list[ScoredSequence]]:
     return fields
 
 
-def _layout(base: Any, pad_id: int, mode: Mode) -> Layout:
-    layout = layout_fields(samples(base.config.get_text_config()), pad_id, mode, row_length=26)
-    moved: Layout = send_to_device(layout, next(base.parameters()).device)
-    return moved
+@dataclass(frozen=True)
+class Trial:
+    """A model on a layout that it may not take.
+
+    Attributes:
+        model: as it will be run. base: the transformers model inside.
+        pad_id: token that pads rows. mode: the layout.
+        attention: the implementation that runs it. stock: the one that runs plain rows, and whose word is taken.
+    """
+
+    model: Any
+    base: Any
+    pad_id: int
+    mode: Mode
+    attention: str
+    stock: str
+
+    def layout(self, mode: Mode) -> Layout:
+        """Returns the samples, laid out, where the model is."""
+        layout = layout_fields(samples(self.base.config.get_text_config()), self.pad_id, mode, row_length=26)
+        moved: Layout = send_to_device(layout, next(self.base.parameters()).device)
+        return moved
+
+    def packed(self) -> Layout:
+        """Returns the samples in the layout on trial; the model's attention is then the one that runs it."""
+        self.base.set_attn_implementation(self.attention)
+        return self.layout(self.mode)
+
+    def scores(self, *, plain: bool = False) -> Tensor:
+        """Returns the log-probabilities of the samples' tokens, ``[tokens]``."""
+        layout = self.packed()
+        if plain:
+            self.base.set_attn_implementation(self.stock)
+            layout = self.layout("padded")
+        return forward.score(self.model, layout)["logps"][layout["mask"]].double()
 
 
-def token_scores(model: Any, base: Any, pad_id: int, mode: Mode) -> Tensor:
-    """Returns the log-probabilities of the samples' tokens in a layout, ``[tokens]``."""
-    layout = _layout(base, pad_id, mode)
-    return forward.score(model, layout)["logps"][layout["mask"]].double()
-
-
-def difference(model: Any, base: Any, pad_id: int, mode: Mode, *, exact: bool) -> str:
+def difference(trial: Trial, *, exact: bool) -> str:
     """Compares packed scores with those of plain rows, in units of what rounding does to the plain ones.
 
     Args:
-        exact: of a model in true fp32, whose worst token counts; otherwise the median over tokens does, which holds
-            for any dtype and still shows a model that is wrong for most of its tokens.
+        exact: of a model in true fp32, whose worst token counts; otherwise the mean over tokens does, since in few
+            bits any one token may be sent to another expert.
     """
-    packed, plain = token_scores(model, base, pad_id, mode), token_scores(model, base, pad_id, "padded")
-    unit, noise = rounding_unit(model), []
+    packed, plain = trial.scores(), trial.scores(plain=True)
+    unit, noise = rounding_unit(trial.model), []
     for draw in range(_DRAWS):
-        with jolted(base, draw, unit):
-            noise.append((token_scores(model, base, pad_id, "padded") - plain).abs())
+        with jolted(trial.base, draw, unit):
+            noise.append((trial.scores(plain=True) - plain).abs())
     least = torch.finfo(torch.float32).eps * plain.abs().max().item()
     off, rounding = (packed - plain).abs(), torch.stack(noise)
     if exact:
         found, usual = off.max().item(), rounding.max().item()
         allowed = min(_ROUNDINGS * max(usual, least), _LARGEST)
     else:
-        found, usual = off.median().item(), rounding.median().item()
-        allowed = _MEDIANS * max(usual, least)
+        found, usual = off.mean().item(), rounding.mean().item()
+        allowed = _MEANS * max(usual, least)
     if found <= allowed:
         return ""
     return f"scores otherwise than in plain ones by {found:.2g} nats (rounding: {usual:.2g}, allowed {allowed:.2g})"
 
 
-def leak(model: Any, base: Any, pad_id: int, mode: Mode) -> str:
+def leak(trial: Trial) -> str:
     """Looks for what a completion must not see, from the first completion of all and from the last of its row.
 
     The gradient of its logits to the embeddings of all other tokens is exactly zero in any dtype where all is well.
     Where a model has no backward, other tokens are put in their place, and its logits must stay the same bits.
     """
-    layout = _layout(base, pad_id, mode)
+    layout = trial.packed()
     for own, seen in _views(layout):
         try:
-            found = _gradient_outside(model, base, layout, own, seen)
+            found = _gradient_outside(trial, layout, own, seen)
         except Exception:  # kernels for inference alone; what packed rows themselves raise is raised again below
-            found = _change_outside(model, layout, own, seen, pad_id)
-        if not found == 0:
+            found = _change_outside(trial, layout, own, seen)
+        if found != 0:
             return f"lets a completion see tokens of another ({found:.2g})"
     return ""
 
@@ -104,7 +130,7 @@ def _views(layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
         yield inside[layout["predict"]], inside | ((places >= begin) & (places < begin + lengths[0]))
 
 
-def _gradient_outside(model: Any, base: Any, layout: Layout, own: Tensor, seen: Tensor) -> float:
+def _gradient_outside(trial: Trial, layout: Layout, own: Tensor, seen: Tensor) -> float:
     """Returns the largest norm of the gradients of own logits to unseen embeddings."""
     caught: list[Tensor] = []
 
@@ -112,24 +138,24 @@ def _gradient_outside(model: Any, base: Any, layout: Layout, own: Tensor, seen: 
         caught.append(output.detach().requires_grad_(True))
         return caught[-1]
 
-    handle = base.get_input_embeddings().register_forward_hook(catch)
+    handle = trial.base.get_input_embeddings().register_forward_hook(catch)
     with torch.enable_grad():
         try:
-            logits = forward.needed_logits(model, layout)
+            logits = forward.needed_logits(trial.model, layout)
         finally:
             handle.remove()
         (gradient,) = torch.autograd.grad(logits[own].float().square().sum(), caught[0])
-    return gradient.float().reshape(-1, gradient.shape[-1]).norm(dim=-1)[~seen].max().item()
+    return float(gradient.float().reshape(-1, gradient.shape[-1]).norm(dim=-1)[~seen].max())
 
 
-def _change_outside(model: Any, layout: Layout, own: Tensor, seen: Tensor, pad_id: int) -> float:
+def _change_outside(trial: Trial, layout: Layout, own: Tensor, seen: Tensor) -> float:
     """Returns by how much own logits change when every unseen token is another."""
     ids = layout["input_ids"]
-    other = torch.where(seen.view_as(ids) | (ids == pad_id), ids, torch.where(ids > 2, ids - 1, ids + 1))
+    other = torch.where(seen.view_as(ids) | (ids == trial.pad_id), ids, torch.where(ids > 2, ids - 1, ids + 1))
     before, after = (
-        forward.needed_logits(model, {**layout, "input_ids": tokens})[own].double() for tokens in (ids, other)
+        forward.needed_logits(trial.model, {**layout, "input_ids": tokens})[own].double() for tokens in (ids, other)
     )
-    return (after - before).abs().max().item()
+    return float((after - before).abs().max())
 
 
 @contextmanager
@@ -148,11 +174,11 @@ def attention_calls(name: str) -> Iterator[list[int]]:
         del ALL_ATTENTION_FUNCTIONS[name]
 
 
-def miscalled(model: Any, base: Any, pad_id: int, mode: Mode, attention: str) -> str:
-    """Holds that a forward calls this attention once for every layer: what is not called has been told nothing."""
-    layers = int(base.config.get_text_config().num_hidden_layers)
-    with attention_calls(attention) as calls:
-        token_scores(model, base, pad_id, mode)
+def miscalled(trial: Trial) -> str:
+    """Holds that a forward calls attention once for every layer: one that does not call it knows of no trees."""
+    layers = int(trial.base.config.get_text_config().num_hidden_layers)
+    with attention_calls(trial.attention) as calls:
+        trial.scores()
     if len(calls) == layers:
         return ""
     return f"calls attention {len(calls)} times in a forward, not once in each of {layers} layers"

@@ -14,8 +14,8 @@ from accelerate import PartialState
 from alignlab.data import Mode
 from alignlab.runtime import evaluating, true_float32, unwrap
 
-from .checks import difference, leak, miscalled, short_windows, token_scores
-from .packing import FLAT
+from .checks import Trial, difference, leak, miscalled, short_windows
+from .packing import FLAT, UnsupportedModel, layer_windows
 from .twin import REACH, NoTwin, build_twin, twin_config
 
 logger = logging.getLogger(__name__)
@@ -93,15 +93,15 @@ def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
     if reason := _known_to_fail(base.config.get_text_config(), before):
         return "padded", f"{name} has {reason}"
     for candidate in _candidates(before, device):
-        reason = _twin_fails(base, candidate, device, pad_id)
-        if reason is None and sharded:
+        found = _twin_fails(base, candidate, device, pad_id)
+        reason = found or ""
+        if found is None and sharded:
             reason = "cannot be checked: ZeRO-3 has sharded it, and no small twin of it can be built"
-        if not reason:
-            base.set_attn_implementation(candidate.attention)
-            reason = "" if sharded else _fails(model, base, candidate, pad_id, alone=reason is None)
+        if not reason and not sharded:
+            reason = _fails(model, base, candidate, pad_id, alone=found is None)
+        base.set_attn_implementation(candidate.attention if not reason else _stock_of(before))
         if not reason:
             return candidate.mode, ""
-    base.set_attn_implementation("sdpa" if before == FLAT else before)
     return "padded", f"{name} in packed rows {reason}"
 
 
@@ -117,6 +117,10 @@ def _known_to_fail(config: Any, attention: str) -> str:
         return "rotary embeddings that depend on the longest position of the batch"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return "local attention measured in indices, not in positions"
+    try:
+        layer_windows(config)
+    except UnsupportedModel as error:
+        return str(error)
     return ""
 
 
@@ -130,56 +134,59 @@ def _candidates(attention: str, device: torch.device) -> list[Candidate]:
 
 def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: int) -> str | None:
     """Returns what the first failing check found on the twin, or ""; None where there is no twin. Kept by config."""
-    key = (type(base), base.config.to_json_string(use_diff=False), candidate, str(device), pad_id)
+    stock = _stock_of(base.config._attn_implementation)
+    key = (type(base), base.config.to_json_string(use_diff=False), stock, candidate, str(device), pad_id)
     if key not in _verdicts:
         with torch.no_grad(), _without_autocast(device), true_float32():
             try:
-                twin = _twin(base, candidate, pad_id)
+                trial = _twin(base, candidate, pad_id)
             except NoTwin as error:
                 name = type(base).__name__
                 _say_once(logging.INFO, f"the probe runs {name} itself, having no small twin of it: {error}")
                 _verdicts[key] = None
                 return None
-            _verdicts[key] = _first_found(twin, twin, candidate, pad_id, exact=True)
+            _verdicts[key] = _first_found(trial, candidate, exact=True)
             if not _verdicts[key] and device.type != "cpu":
-                twin = twin.to(device, torch.bfloat16 if candidate.half else None)
-                _verdicts[key] = _first_found(twin, twin, candidate, pad_id, exact=not candidate.half)
+                trial.base.to(device, torch.bfloat16 if candidate.half else None)
+                _verdicts[key] = _first_found(trial, candidate, exact=not candidate.half)
     return _verdicts[key]
 
 
-def _twin(base: Any, candidate: Candidate, pad_id: int) -> Any:
-    """Returns a twin that scores plain rows, as narrow as can be."""
-    failed = NoTwin("")
+def _stock_of(attention: str) -> str:
+    """Returns the attention that runs plain rows of such a model as transformers does."""
+    return "sdpa" if attention == FLAT else attention
+
+
+def _twin(base: Any, candidate: Candidate, pad_id: int) -> Trial:
+    """Returns a twin, as narrow as can be, that scores plain rows."""
+    failures, stock = [], _stock_of(base.config._attn_implementation)
     for narrow in (True, False):
         try:
-            twin = build_twin(type(base), twin_config(base.config, narrow=narrow), candidate.attention)
-            if bool(token_scores(twin, twin, pad_id, "padded").isfinite().all()):
-                return twin
-            failed = NoTwin("its scores of plain rows are not finite")
-        except NoTwin as error:
-            failed = error
+            twin = build_twin(type(base), twin_config(base.config, narrow=narrow), stock)
+            trial = Trial(twin, twin, pad_id, candidate.mode, candidate.attention, stock)
+            if bool(trial.scores(plain=True).isfinite().all()):
+                return trial
+            failures.append("its scores of plain rows are not finite")
         except Exception as error:  # a model may want of its config what a cut one does not give
-            failed = NoTwin(f"{type(error).__name__}: {error}")
-    raise failed
+            failures.append(str(error) if isinstance(error, NoTwin) else f"{type(error).__name__}: {error}")
+    raise NoTwin("; ".join(dict.fromkeys(failures)))
 
 
 def _fails(model: Any, base: Any, candidate: Candidate, pad_id: int, *, alone: bool) -> str:
     """Returns what the first failing check found on the model itself, or ""; ``alone``: without a twin's word."""
-    config = base.config.get_text_config()
+    trial = Trial(model, base, pad_id, candidate.mode, candidate.attention, _stock_of(base.config._attn_implementation))
     with evaluating(model):
-        found = _first_found(model, base, candidate, pad_id, exact=False)
+        found = _first_found(trial, candidate, exact=False)
         if alone and not found:
-            with short_windows(config, REACH):
-                found = _first_found(model, base, candidate, pad_id, exact=False)
+            with short_windows(base.config.get_text_config(), REACH):
+                found = _first_found(trial, candidate, exact=False)
     return found
 
 
-def _first_found(model: Any, base: Any, candidate: Candidate, pad_id: int, *, exact: bool) -> str:
+def _first_found(trial: Trial, candidate: Candidate, *, exact: bool) -> str:
     try:
-        found = difference(model, base, pad_id, candidate.mode, exact=exact) or leak(model, base, pad_id, candidate.mode)
-        if candidate.counted and not found:
-            found = miscalled(model, base, pad_id, candidate.mode, candidate.attention)
-        return found
+        found = difference(trial, exact=exact) or leak(trial)
+        return miscalled(trial) if candidate.counted and not found else found
     except Exception as error:  # whatever a model raises when given packed rows is a reason not to
         return f"raises {type(error).__name__}: {error}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ def twin_config(config: Any, *, narrow: bool = True) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     _cut_depth(text)
-    text.vocab_size = min(int(text.vocab_size), 1000)
+    _set_smaller(text, {name: 1000 for name in vars(text) if name.startswith("vocab_size")})
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # they may lie beyond the smaller vocabulary
         setattr(text, name, None)
     for name, value in list(vars(text).items()):
@@ -86,7 +87,9 @@ def _cut_depth(text: Any) -> None:
     lists = {name: list(v) for name, v in vars(text).items() if isinstance(v, (list, tuple)) and len(v) == depth > 2}
     kept = 2
     for values in lists.values():
-        kept = max(kept, 1 + max(values.index(value) for value in values))
+        first = {values.index(value) for value in values}
+        if len(first) <= depth // 2:  # otherwise it counts layers rather than telling them apart
+            kept = max(kept, 1 + max(first))
     kept = min(depth, max(kept, 1 + int(getattr(text, "first_k_dense_replace", None) or 0)))
     for name, values in lists.items():
         setattr(text, name, values[:kept])
@@ -107,10 +110,11 @@ def _narrow(text: Any) -> None:
     for name in ("num_key_value_heads", "num_kv_heads"):
         if getattr(text, name, None):
             setattr(text, name, fewer)
-    text.num_attention_heads, text.hidden_size = both, both * width
+    text.num_attention_heads = both
+    text.hidden_size = 256 if vars(text).get("head_dim") else both * width
     if hasattr(text, "word_embed_proj_dim"):
         text.word_embed_proj_dim = text.hidden_size
-    inner = {name: 256 for name in vars(text) if name.endswith(("intermediate_size", "ffn_dim", "n_inner"))}
+    inner = {name: 256 for name in vars(text) if re.search("intermediate_size|ffn_dim|n_inner", name)}
     _set_smaller(text, inner | _EXPERTS | _RANKS)
 
 

@@ -112,22 +112,6 @@ def test_probe_falls_back(name: str, caplog: pytest.LogCaptureFixture) -> None:
         choose_layout("packed", [model], 0)
 
 
-def test_a_wrong_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe refuses a mask that forgets windows, or lets the rejected completion see the chosen one."""
-    mistral = model_of(*PACKED["mistral"][:2])
-    monkeypatch.setattr("alignlab.scoring.packing.layer_windows", lambda config: (None, None))
-    assert probe(mistral, 0)[0] == "padded"
-    monkeypatch.undo()
-
-    def forgetful(lengths: list[int], window: Any = None, device: Any = None) -> torch.Tensor:
-        return torch.ones(sum(lengths), sum(lengths), dtype=torch.bool).tril()
-
-    monkeypatch.setattr("alignlab.scoring.packing.tree_mask", forgetful)
-    found, reason = probe(model_of(*PACKED["llama"][:2]), 0)
-    assert found == "padded"
-    assert "scores otherwise" in reason
-
-
 def test_tree_mask_by_hand() -> None:
     """Prompt of 2, completions of 2 and 1; then the same with a window of 2 positions."""
     expected = ["10000", "11000", "11100", "11110", "11001"]
