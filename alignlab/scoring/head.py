@@ -28,7 +28,8 @@ def head_of(model: nn.Module) -> Head | None:
     Runs the model's own forward on four tokens, without gradient and in evaluation mode. Three things must agree: the
     head module's output and ``W h + b``; the model's logits and ``Head`` on the same hidden states; and the model's
     logits and ``Head`` for a made-up head output between -1000 and 1000, because a soft-cap does not show on the small
-    logits of a few tokens. Tolerance: 1e-5 of the size in float32, 4 epsilon in half precision.
+    logits of a few tokens. Tolerance: 1e-5 of the size in float32, 4 epsilon in half precision, by the dtype of the
+    head's own output: the model scales and caps it in that, though accelerate hands it on in float32.
 
     Call it where the model can run (after DeepSpeed ZeRO-3 has wrapped it, on every rank), once: it costs a forward.
     The reason for None is logged once.
@@ -80,13 +81,15 @@ def _prove(model: nn.Module) -> Head | str:
     if type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
         return f"its weight is a {type(module.weight).__name__} of {module.weight.dtype}, not a plain tensor"
     calls: list[Tensor] = []
+    dtypes: list[torch.dtype] = []
 
     def probe(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Catches W h + b, and puts a ramp in the place of the last token's logits. Before any engine's hook."""
         hidden, changed = args[0], output.clone()
         changed[..., -1, :] = _ramp(output)
         ours = Head(module).side(hidden.reshape(-1, hidden.shape[-1])).logits(slice(None), slice(None))
-        if _close(ours, output.reshape(ours.shape)):
+        dtypes.append(output.dtype)
+        if _close(ours, output.reshape(ours.shape), output.dtype):
             ours[-1] = changed.reshape(ours.shape)[-1]
             calls.append(ours)
         return changed
@@ -103,7 +106,7 @@ def _prove(model: nn.Module) -> Head | str:
     tied = module.weight is getattr(inner.get_input_embeddings(), "weight", None)
     for scale, cap in _candidates(getattr(inner, "config", None)):
         head = Head(module, scale, cap, tied)
-        if _close(head.post_process(calls[0].clone()), logits.reshape(calls[0].shape), ramp=-1):
+        if _close(head.post_process(calls[0].clone()), logits.reshape(calls[0].shape), dtypes[0], ramp=-1):
             return head
     return "the model's logits are not its output under a known scale and soft-cap"
 
@@ -134,9 +137,13 @@ def _candidates(config: Any) -> Iterator[tuple[float, float | None]]:
     yield from product(scales, [None, *caps])
 
 
-def _close(ours: Tensor, theirs: Tensor, ramp: int | None = None) -> bool:
-    """Returns whether both agree, relative to the largest value; row ``ramp`` relative to each single value."""
-    tolerance = max(1e-5, 4 * torch.finfo(theirs.dtype).eps)
+def _close(ours: Tensor, theirs: Tensor, computed: torch.dtype, ramp: int | None = None) -> bool:
+    """Returns whether both agree, relative to the largest value; row ``ramp`` relative to each single value.
+
+    Args:
+        computed: the dtype in which theirs was computed; it may come in another.
+    """
+    tolerance = max(1e-5, 4 * torch.finfo(computed).eps)
     ours, theirs = ours.double(), theirs.double()
     size = ours.abs().amax(-1, keepdim=True).expand_as(ours).clone()
     if ramp is not None:

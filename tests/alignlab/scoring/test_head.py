@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils.operations import convert_outputs_to_fp32
 from making import make_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -107,6 +108,25 @@ def test_head_of_models(name: str, dtype: torch.dtype) -> None:
             assert (mine is None) == (other is None)
             if other is not None:
                 torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * float(other.abs().max()) + 1e-7)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "granite"])
+def test_head_of_models_whose_half_logits_are_handed_on_in_float32(name: str, autocast: bool) -> None:
+    """As accelerate wraps a model's forward: scale and cap were applied in bf16, whatever dtype the logits have."""
+    model, scale, cap, tied = make(name, torch.float32 if autocast else torch.bfloat16)
+    model.forward = convert_outputs_to_fp32(model.forward)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model(input_ids=torch.arange(4)[None]).logits.dtype == torch.float32
+        assert head_of(model) == Head(model.get_output_embeddings(), scale, cap, tied)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_head_of_sees_another_scale_in_half_precision(factor: float) -> None:
+    """Handed on in float32 or not, a tenth more or less than is known is refused."""
+    model = make("gemma2", torch.bfloat16)[0]
+    model.register_forward_hook(lambda _, __, out: out.__setattr__("logits", out.logits.float() * factor) or out)
+    assert head_of(model) is None
 
 
 def refusals() -> dict[str, tuple[Any, str]]:
