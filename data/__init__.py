@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .check import LengthBias, Lengths, Statistics, check, render, statistics
 from .formats import parse_row
 from .holdout import hold_out
+from .identity import rows_digest, sources_digest
 from .keys import content_key, keys_of
 from .options import DataOptions
 from .prepare import Prepared, prepare
@@ -55,8 +56,10 @@ __all__ = [
     "prepare",
     "render",
     "row_tokens",
+    "rows_digest",
     "sequence",
     "sequence_key",
+    "sources_digest",
     "statistics",
     "toy",
 ]

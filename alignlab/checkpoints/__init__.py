@@ -5,6 +5,7 @@ Never here: the trainer or a model: folders, files, signals and the state of a l
 
 from .early_stop import SIGNALS, STOPPED_EARLY, EarlyStop, StoppedEarly, StopSignals
 from .folders import check, holds_checkpoints, newest_good, rotate, written_aside
+from .in_place import put_in_place, write_whole
 from .lock import only_run_in
 from .loss_state import load_loss, save_loss
 from .universal import is_of_other_ranks, load_universal
@@ -22,7 +23,9 @@ __all__ = [
     "load_universal",
     "newest_good",
     "only_run_in",
+    "put_in_place",
     "rotate",
     "save_loss",
+    "write_whole",
     "written_aside",
 ]

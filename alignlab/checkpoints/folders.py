@@ -48,7 +48,7 @@ def written_aside(final: Path, zero_stage: int | None = None, resumable: bool = 
     """
     aside = final.with_name(SAVING + final.name)
     try:
-        from_main(lambda: _make_afresh(aside))
+        from_main(lambda: make_afresh(aside))
         if not all(gathered(aside.is_dir())):
             raise ValueError(f"output_dir: {final.parent} must be a folder that all ranks share")
         yield aside
@@ -64,7 +64,8 @@ def written_aside(final: Path, zero_stage: int | None = None, resumable: bool = 
         raise OSError(f"{final} could not be saved ({free:.1f} MB are free there): {error}; {rest}") from error
 
 
-def _make_afresh(folder: Path) -> None:
+def make_afresh(folder: Path) -> None:
+    """Makes an empty folder where there may have been one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -82,18 +83,19 @@ def _seal(folder: Path, step: int, zero_stage: int | None, resumable: bool) -> N
 def _publish(aside: Path, final: Path) -> None:
     """Renames; between the two renames that replacing takes, ``clean`` can put the old folder back."""
     for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
-        _force_to_disk(folder)
+        force_to_disk(folder)
     replaced = final.with_name(REPLACED + final.name)
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
     aside.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _force_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def force_to_disk(path: Path) -> None:
+    """Returns once a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

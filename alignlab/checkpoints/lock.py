@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from alignlab.runtime import from_main, is_main
 
 from .folders import clean
+from .in_place import clean_up
 
 LOCK, HOLDER = ".alignlab.lock", ".alignlab.holder"  # the second is for people
 _PATIENCE = 5.0  # seconds: a run that was just killed may still be dying
@@ -60,3 +61,4 @@ def _take(folder: Path) -> None:
     if first:
         (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         clean(folder)
+        clean_up(folder)

@@ -18,6 +18,8 @@ from .parser import (
     unknown_key,
     write_yaml,
 )
+from .places import check_places
+from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences, kind_of
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
     from .run import RunConfig, find_config, load_config, schema
 
 __all__ = [
+    "CANNOT",
+    "CHANGES",
+    "HARMLESS",
+    "KINDS",
     "DataConfig",
+    "Difference",
     "Dtype",
     "Key",
     "ModelOptions",
@@ -33,9 +40,12 @@ __all__ = [
     "RunConfig",
     "Values",
     "block_of",
+    "check_places",
+    "differences",
     "duration",
     "find_config",
     "holds_adapter",
+    "kind_of",
     "load_config",
     "parse_yaml",
     "read_yaml",

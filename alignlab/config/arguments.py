@@ -152,6 +152,16 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "while there still is time."
         },
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Where output_dir holds another run: put it aside until this one is whole, and then delete it."
+        },
+    )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of a config that trained otherwise, and apply what is new."},
+    )
     trust_checkpoint: bool = field(
         default=False,
         metadata={"help": "Load a checkpoint although its manifest is missing or does not match; ZeRO's run code."},

@@ -20,6 +20,7 @@ from .arguments import PreferenceConfig, hints
 from .checks import check_combinations, check_peft, check_sources, check_training_options, refuse_moved
 from .options import DataConfig, ModelOptions
 from .parser import Key, Schema, Values, read_yaml, split_command_line, write_yaml
+from .places import check_places
 
 _HIDDEN = ("parallelism_config", "local_rank", "hub_token")  # a Python object, the launcher's, a secret
 
@@ -41,6 +42,8 @@ class RunConfig:
         if self.peft is not None:
             check_peft(self.peft)
         check_combinations(self.model, self.data, self.peft, self.training)
+        if "output_dir" in self.training:
+            check_places(self.model, self.training, self.data)
 
     def training_args(self) -> PreferenceConfig:
         """Builds the trainer's arguments; this is what initialises devices and the distributed backend."""

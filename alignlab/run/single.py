@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from alignlab import losses, models
-from alignlab.checkpoints import StoppedEarly, StopSignals, holds_checkpoints, only_run_in
+from alignlab.checkpoints import StoppedEarly, StopSignals, only_run_in
 from alignlab.config import PreferenceConfig, RunConfig
 from alignlab.evaluation import SampleAnswers
-from alignlab.runtime import describe_engine, describe_environment, from_main, zero_stage
+from alignlab.runtime import from_main, zero_stage
 from alignlab.training import PreferenceTrainer
+
+from .ending import PAGE, ending, write_page
+from .folder import data_digests, is_done
+from .records import Records
 
 logger = logging.getLogger(__name__)
 
@@ -24,44 +25,45 @@ def train(config: RunConfig) -> Path:
 
     The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
     reading the data found, fingerprints), ``trainer_state.json`` (every logged metric), ``metrics.json``, and
-    unless ``report: false`` is said, ``report.html`` with ``plots/*.png`` and ``samples.json``.
+    unless ``report: false`` is said, ``report.html`` with ``plots/*.png`` and ``samples.json``. A folder that holds
+    this very run, finished, is returned as it is.
 
     Raises:
         StoppedEarly: a signal or max_wall_time ended the run before its last step; its checkpoint is saved.
-        ValueError: another run is writing to the folder.
+        ValueError: another run is writing to the folder, or it holds one that this run would overwrite.
+        OSError: something could not be written; says what of the run is whole and what is missing.
     """
     args = config.training_args()
-    with only_run_in(Path(args.output_dir)), StopSignals() as signals:
-        return _train(config, args, signals)
+    folder = Path(args.output_dir)
+    with only_run_in(folder), StopSignals() as signals:
+        digests = from_main(lambda: data_digests(config))
+        if from_main(lambda: is_done(config, folder, digests)):
+            if args.report and not (folder / PAGE).is_file():
+                write_page(folder)
+            return folder
+        return _train(config, args, digests, signals)
 
 
-def _train(config: RunConfig, args: PreferenceConfig, signals: StopSignals) -> Path:
-    checkpoint = _checkpoint(args)
+def _train(config: RunConfig, args: PreferenceConfig, digests: Mapping[str, str], signals: StopSignals) -> Path:
     _shard_as_in_training(args)
     trainer = _trainer(config, args)
     folder = Path(args.output_dir)
-    if trainer.is_world_process_zero():
-        _write_records(folder, config, trainer)
+    trainer.add_callback(Records(folder, config, trainer, digests))
     trainer.early_stop.signals = signals
     samples = _samples(trainer, folder)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
     if trainer.early_stop.reason is not None:
         raise StoppedEarly(f"{trainer.early_stop.reason}; resume_from_checkpoint: auto goes on")
     metrics = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
-    if samples is not None:
-        samples.after(trainer.model)
-    if trainer.is_world_process_zero():
-        _write_json(folder / "metrics.json", metrics)
-        engine = describe_engine(trainer.model_wrapped, args.world_size)
-        _write_json(folder / "environment.json", {**describe_environment(), "engine": engine})
-        if config.model.merge_adapter:
-            models.merge_adapter(trainer.model, folder / "merged", trainer.processing_class)
-        if args.report:
-            _report(folder)
+    parts = ending(config, trainer, samples, metrics)
+    for done, (name, write) in enumerate(parts.items()):
+        try:
+            write()
+        except OSError as error:
+            whole, missing = ", ".join(list(parts)[:done]) or "nothing of the end", ", ".join(list(parts)[done:])
+            raise OSError(f"{name}: {error}. Whole in {folder}: {whole}; missing: {missing}") from error
     return folder
 
 
@@ -73,16 +75,6 @@ def _samples(trainer: PreferenceTrainer, folder: Path) -> SampleAnswers | None:
     samples = SampleAnswers(trainer.model, trainer.processing_class, sets[0], count, folder)
     trainer.add_callback(samples)
     return samples
-
-
-def _report(folder: Path) -> None:
-    """Writes the report; a failure of it is said, and does not make a failed run of one that has its model."""
-    from alignlab.report import write_report
-
-    try:
-        logger.info("report: %s", write_report(folder))
-    except Exception:
-        logger.exception("%s: the run is complete, but its report could not be written", folder)
 
 
 def score(config: RunConfig) -> dict[str, int]:
@@ -142,39 +134,8 @@ def _check_own(loss: losses.Loss, name: str) -> None:
 
 
 def _checkpoint(args: PreferenceConfig) -> str | None:
-    """Returns what to resume from, which the trainer checks: a path, or "auto".
-
-    Raises:
-        ValueError: if the run folder holds checkpoints of an earlier run, and nothing is said of resuming.
-    """
+    """Returns what to resume from, which the trainer checks: a path, or "auto"."""
     asked = args.resume_from_checkpoint
-    last = from_main(lambda: holds_checkpoints(Path(args.output_dir)))
     if asked in ("auto", "true", "True", True):
         return "auto"
-    if asked is None and last is not None:
-        raise ValueError(
-            f"output_dir: {args.output_dir} holds {last.name} of an earlier run; set resume_from_checkpoint: "
-            "auto to continue it, or another output_dir"
-        )
     return str(asked) if asked else None
-
-
-def _write_records(folder: Path, config: RunConfig, trainer: PreferenceTrainer) -> None:
-    """Writes what another person needs to know or repeat the run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    _write_json(folder / "environment.json", describe_environment())
-    sets = {"train": trainer.data.train, **_named(trainer.data.evaluation)}
-    rows = {name: {"rows": len(one), "fingerprint": one._fingerprint} for name, one in sets.items() if one is not None}
-    _write_json(folder / "data.json", {"sets": rows, "reports": trainer.data.reports})
-
-
-def _named(evaluation: Any) -> dict[str, Any]:
-    return dict(evaluation) if isinstance(evaluation, Mapping) else {"eval": evaluation}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    def plain(item: Any) -> Any:
-        return asdict(item) if is_dataclass(item) and not isinstance(item, type) else str(item)
-
-    path.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from alignlab.checkpoints import (
     load_universal,
     newest_good,
     only_run_in,
+    put_in_place,
     rotate,
+    write_whole,
     written_aside,
 )
 from alignlab.config import PreferenceConfig, duration
@@ -101,7 +105,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         final = run_folder / f"checkpoint-{step}"
         complete = not self.args.save_only_model
         with written_aside(final, zero_stage(self.args.deepspeed), complete) as aside:
-            self.save_model(str(aside), _internal_call=True)
+            super().save_model(str(aside), _internal_call=True)
             if complete:
                 self._save_optimizer_and_scheduler(str(aside))
                 self._save_scaler(str(aside))
@@ -118,6 +122,25 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             best_name = Path(self.state.best_model_checkpoint or final).name
             rotate(run_folder, self.args.save_total_limit, {final.name, best_name})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes model and tokenizer aside and puts them in place: a folder has a whole model or none.
+
+        Raises:
+            OSError: it could not be written; nothing of it was put in place.
+        """
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if sharded or self.args.should_save:
+            with put_in_place(Path(output_dir or self.args.output_dir), "model", together=sharded) as aside:
+                super().save_model(str(aside), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def save_state(self) -> None:
+        """Writes ``trainer_state.json``, which is whole or as it was."""
+        if self.is_world_process_zero():
+            state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_whole(Path(self.args.output_dir) / TRAINER_STATE_NAME, state)
 
     def _callback_states(self) -> dict[str, Any]:
         """Returns what callbacks want to be saved, by class; a list where a class has several."""

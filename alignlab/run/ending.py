@@ -1,0 +1,66 @@
+"""What a run writes when it has trained: model, records and report, each of them whole or not there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignlab import models
+from alignlab.checkpoints import put_in_place
+from alignlab.config import RunConfig
+from alignlab.evaluation import SampleAnswers
+from alignlab.runtime import describe_engine, describe_environment
+from alignlab.training import PreferenceTrainer
+
+from .folder import FINISHED, remove_replaced
+from .records import write_json
+
+logger = logging.getLogger(__name__)
+STATE, PAGE = "trainer_state.json", "report.html"
+
+
+def ending(
+    config: RunConfig, trainer: PreferenceTrainer, samples: SampleAnswers | None, metrics: Mapping[str, Any]
+) -> dict[str, Callable[[], Any]]:
+    """Returns what a run writes at its end, by name, in order; every rank calls what it gets."""
+    folder, main = Path(trainer.args.output_dir), trainer.is_world_process_zero()
+    parts: dict[str, Callable[[], Any]] = {"model": trainer.save_model, STATE: trainer.save_state}
+    if samples is not None:
+        parts["samples.json"] = lambda: samples.after(trainer.model)
+    if not main:
+        return parts
+    engine = describe_engine(trainer.model_wrapped, trainer.args.world_size)
+    described = {**describe_environment(), "engine": engine}
+    parts["environment.json"] = partial(write_json, folder / "environment.json", described)
+    if config.model.merge_adapter:
+        parts["merged"] = partial(_merge, trainer, folder / "merged")
+    parts[FINISHED] = partial(_finish, folder, metrics)
+    if trainer.args.report:
+        parts[PAGE] = partial(write_page, folder)
+    return parts
+
+
+def _finish(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Says that all before this is whole, so that what the run replaces may go."""
+    write_json(folder / FINISHED, metrics)
+    remove_replaced(folder)
+
+
+def _merge(trainer: PreferenceTrainer, folder: Path) -> None:
+    with put_in_place(folder, "model", together=False) as aside:
+        models.merge_adapter(trainer.model, aside, trainer.processing_class)
+
+
+def write_page(folder: Path) -> None:
+    """Writes the report; a failure of it is said, and does not make a failed run of one that has its model."""
+    from alignlab.report import write_report
+
+    try:
+        with put_in_place(folder, "report", together=False) as aside:
+            write_report(folder, aside / PAGE)
+        logger.info("report: %s", folder / PAGE)
+    except Exception:
+        logger.exception("%s: the run is complete, but its report could not be written", folder)

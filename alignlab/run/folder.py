@@ -1,0 +1,127 @@
+"""The folder of a run: what an earlier run left in it, and what becomes of that."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignlab.checkpoints import holds_checkpoints
+from alignlab.config import HARMLESS, RunConfig, differences, read_yaml
+from alignlab.data import sources_digest
+
+logger = logging.getLogger(__name__)
+
+CONFIG, DATA, FINISHED = "config.yaml", "data.json", "metrics.json"  # the last is written last, once all else is whole
+_REPLACED = ".replaced-run-"
+_MODELS = ("config.json", "adapter_config.json")
+
+
+def data_digests(config: RunConfig) -> dict[str, str]:
+    """Returns a hash of the files of each data set, by its name."""
+    sets = config.data.eval if isinstance(config.data.eval, Mapping) else {"": config.data.eval}
+    named = {"train": config.data.train} | {f"eval_{name}".rstrip("_"): one for name, one in sets.items() if one}
+    return {name: sources_digest(one) for name, one in named.items()}
+
+
+def is_done(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> bool:
+    """True where the folder holds this very run, finished; makes room where it holds another that may go.
+
+    Raises:
+        ValueError: it holds a run, a checkpoint or a model that this run would overwrite, and nothing is said of that.
+    """
+    asked, last = config.training.get("resume_from_checkpoint"), holds_checkpoints(folder)
+    finished, resumes = (folder / FINISHED).is_file(), asked not in (None, False)
+    if finished and not (others := _others(config, folder, digests)):
+        logger.warning("%s holds this run, finished: there is nothing to do", folder)
+        remove_replaced(folder)
+        return True
+    if finished and not (resumes and last):
+        found = f"a finished run of another config or other data ({'; '.join(others[:3])})"
+    elif last is not None and not resumes:
+        found = f"{last.name} of an earlier run"
+    elif last is None and (model := _model(folder)) and _others(config, folder, digests):
+        found = f"a model ({model}) that is of no run of this config"
+    else:
+        return False
+    if not config.training.get("overwrite_output_dir"):
+        resume = "resume_from_checkpoint: auto to continue it, or " if last is not None else ""
+        raise ValueError(
+            f"output_dir: {folder} holds {found}; set {resume}another output_dir, or overwrite_output_dir: true to put "
+            "it aside until this run is whole, and then delete it"
+        )
+    _put_aside(folder, found)
+    return False
+
+
+def _others(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Returns what tells this run from the one in the folder, so far as it matters; something where none is known."""
+    if not (folder / CONFIG).is_file():
+        return [f"it has no {CONFIG}"]
+    told = config.to_dict()
+    before = {key: value for key, value in read_yaml(folder / CONFIG).items() if key in told}
+    now = {key: value for key, value in told.items() if key in before}
+    longer = ("max_steps", "num_train_epochs")
+    found = [
+        one
+        for one in differences(before, now)
+        if one.kind != HARMLESS or one.key.startswith("data.") or one.key in longer
+    ]
+    data = _sources(folder)
+    other = [name for name in digests if name in data and data[name] != digests[name]]
+    return [f"{one.key}: {one.before} -> {one.now}" for one in found] + [f"the files of {name} data" for name in other]
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((folder / DATA).read_text(encoding="utf-8")).get("sources", {})
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _model(folder: Path) -> str | None:
+    return next((name for name in _MODELS if (folder / name).is_file()), None)
+
+
+def _put_aside(folder: Path, found: str) -> None:
+    """Moves all that stands in a run folder into a hidden folder in it."""
+    aside = folder / f"{_REPLACED}{_first_free(folder, _REPLACED + '{}')}"
+    aside.mkdir()
+    for entry in sorted(folder.iterdir()):
+        if not entry.name.startswith((".alignlab.", _REPLACED)):
+            entry.rename(aside / entry.name)
+    logger.warning("%s held %s: it stands in %s until this run is whole, and is then deleted", folder, found, aside)
+
+
+def remove_replaced(folder: Path) -> None:
+    """Deletes what this run has replaced, once it is whole itself."""
+    for aside in folder.glob(f"{_REPLACED}*"):
+        shutil.rmtree(aside, ignore_errors=True)
+        logger.warning("%s: the run that this one replaces is deleted", aside)
+
+
+def keep_older(folder: Path, config: str) -> None:
+    """Keeps config and metrics of what ran here before as ``config.1.yaml`` and ``metrics.1.json``, ``.2`` and so on.
+
+    Args:
+        config: that of the run which begins; where the one that is there is the same and no run is finished, it stays.
+    """
+    former = folder / CONFIG
+    if not former.is_file() or (former.read_text(encoding="utf-8") == config and not (folder / FINISHED).exists()):
+        return
+    number = _first_free(folder, "config.{}.yaml", "metrics.{}.json")
+    former.rename(folder / f"config.{number}.yaml")
+    if (folder / FINISHED).exists():
+        (folder / FINISHED).rename(folder / f"metrics.{number}.json")
+    logger.info("%s: the config of what ran here before is kept as config.%s.yaml", folder, number)
+
+
+def _first_free(folder: Path, *patterns: str) -> int:
+    """Returns the least number from 1 that stands in none of the names in a folder."""
+    number = 1
+    while any((folder / pattern.format(number)).exists() for pattern in patterns):
+        number += 1
+    return number

@@ -1,0 +1,106 @@
+"""A run folder loses nothing: what is finished stays, another run is refused or put aside, what was told is kept."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+from making import make_rows
+
+from alignlab.cli import main
+from alignlab.config import load_config
+
+
+def told(*words: str) -> list[str]:
+    return ["train", "base.yaml", "--output_dir", "run", *words]
+
+
+def model_bytes(folder: str = "run") -> bytes:
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second start ends at once with status 0, also where it only logs otherwise; what it left is untouched."""
+    assert main(told()) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("run").iterdir() if not path.name.startswith(".")}
+    assert main(told("--logging_steps", "2", "--overwrite_output_dir", "true")) == 0
+    assert "run holds this run, finished: there is nothing to do" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("--loss.beta", "0.5"), "loss.beta: 0.1 -> 0.5"),
+        (("--max_steps", "3"), "max_steps: 2 -> 3"),
+        (("--learning_rate", "1e-3"), "learning_rate: 1e-06 -> 0.001"),
+        ((), "the files of train data"),
+    ],
+)
+def test_another_finished_run_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], found: str
+) -> None:
+    """Of another config, or of the same with other rows in the file; nothing is loaded, and the model stays."""
+    assert main(told()) == 0
+    before = model_bytes()
+    if not words:
+        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(8, seed=5)))
+    assert main(told(*words)) == 2
+    assert (
+        f"output_dir: run holds a finished run of another config or other data ({found}); set another output_dir, or "
+        "overwrite_output_dir: true to put it aside until this run is whole, and then delete it"
+    ) in capsys.readouterr().err
+    assert model_bytes() == before
+
+
+def test_an_overwritten_run_stays_until_the_new_one_is_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that fails leaves the old one aside, and the next that is finished deletes it."""
+    assert main(told("--learning_rate", "1e-3")) == 0
+    before = model_bytes()
+    other = ("--overwrite_output_dir", "true", "--learning_rate", "1e-2")
+    assert main(told(*other, "--model.name_or_path", "no/such/model")) == 2
+    assert model_bytes("run/.replaced-run-1") == before
+    assert not Path("run/model.safetensors").exists()
+    assert main(told(*other)) == 0
+    assert not Path("run/.replaced-run-1").exists()
+    assert model_bytes() != before
+    assert load_config("run/config.yaml").training["learning_rate"] == 1e-2
+
+
+def test_a_folder_with_a_model_of_nobody_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/config.json").write_text("{}")
+    assert main(told()) == 2
+    assert "output_dir: run holds a model (config.json) that is of no run of this config" in capsys.readouterr().err
+    assert Path("run/config.json").read_text() == "{}"
+
+
+def test_a_run_that_goes_on_keeps_the_older_config(folder: Path) -> None:
+    """Two steps, then a third: config.yaml says the latter, config.1.yaml the former."""
+    saving = ("--save_strategy", "steps", "--save_steps", "1", "--lr_scheduler_type", "constant")
+    assert main(told(*saving)) == 0
+    assert main(told(*saving, "--max_steps", "3", "--resume_from_checkpoint", "auto")) == 0
+    assert load_config("run/config.yaml").training["max_steps"] == 3
+    assert load_config("run/config.1.yaml").training["max_steps"] == 2
+    assert json.loads(Path("run/metrics.1.json").read_text())["train_loss"] > 0
+    assert json.loads(Path("run/trainer_state.json").read_text())["global_step"] == 3
+
+
+def test_a_full_disk_at_the_end_names_what_is_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file may be larger than 60 kB, which the model is: no model, no file of one, and one line that says so."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        assert main(told()) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    *_, error = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("alignlab: error: model: run: the model could not be saved (")
+    assert error.endswith(
+        "Whole in run: nothing of the end; missing: model, trainer_state.json, environment.json, metrics.json"
+    )
+    assert not [path.name for path in Path("run").iterdir() if "token" in path.name or "model" in path.name]
+    assert main(told()) == 0
+    assert len(model_bytes()) > 60_000
