@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,8 +29,12 @@ from alignlab.checkpoints import (
     write_whole,
     written_aside,
 )
-from alignlab.config import PreferenceConfig, duration
-from alignlab.runtime import check_engine, gathered, zero_stage
+from alignlab.config import Difference, PreferenceConfig, duration
+from alignlab.runtime import check_engine, from_main, gathered, zero_stage
+
+from .resumption import ROWS_A_STEP, RunIdentity, apply_settings, compare, is_of_another_schedule, own_settings
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
@@ -41,6 +46,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.early_stop = EarlyStop(duration("max_wall_time", self.args.max_wall_time))
         self.add_callback(self.early_stop)
+        self.differences: list[Difference] = []  # between the run that wrote a checkpoint and this one
+        self._settings: list[dict[str, Any]] = []
+
+    def identity(self) -> RunIdentity:
+        """Returns what a checkpoint says of this run, and what is compared when one is resumed."""
+        raise NotImplementedError
 
     def train(
         self,
@@ -55,11 +66,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 written, or a fresh start where there is none; or True: the same, but there must be one.
 
         Raises:
-            ValueError: the checkpoint is damaged, or another run is writing to the folder.
+            ValueError: the checkpoint is damaged, or of a run that this one cannot go on from, or may not unless
+                ``resume_with_changes`` says so; or another run is writing to the folder.
         """
         folder = Path(self._get_output_dir(trial))
         with only_run_in(folder):
             checkpoint = self._checked(resume_from_checkpoint, folder)
+            self.differences = []
+            if checkpoint is not None:
+                agreed = self.args.resume_with_changes
+                self.differences = from_main(lambda: compare(Path(checkpoint), self.identity(), agreed))
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _checked(self, asked: str | bool | None, folder: Path) -> str | None:
@@ -87,7 +103,34 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             load_universal(self.model_wrapped, Path(resume_from_checkpoint), Path(asked.output_dir), strict=strict)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
+        if is_of_another_schedule(self.differences):
+            self._apply_settings()
         return result
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Makes the schedule as usual, and notes the optimiser's settings before a checkpoint is loaded into it."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._settings = own_settings(self.optimizer)
+        return scheduler
+
+    def _apply_settings(self) -> None:
+        step = self.state.global_step
+        rates = apply_settings(self.optimizer, self.lr_scheduler, self._settings, step)
+        if rates is not None and self.is_world_process_zero():
+            logger.warning("the learning rate of step %s is %.4g; it was to be %.4g", step + 1, rates[1], rates[0])
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *rest: Any) -> tuple[int, int]:
+        """Restores the state of a checkpoint, and lets this run's intervals of logging and saving count.
+
+        Where the rows of a step are others, which is allowed between epochs only, steps are counted anew, as if all
+        had had as many rows as those to come.
+        """
+        done: tuple[int, int] = super()._init_training_state(max_steps, num_update_steps_per_epoch, *rest)
+        self.state.compute_steps(self.args, max_steps)
+        if any(one.key == ROWS_A_STEP for one in self.differences):
+            done = round(self.state.epoch), 0
+            self.state.global_step = done[0] * num_update_steps_per_epoch
+        return done
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trains nothing where the checkpoint was of the last step: the stock loop would take one step too many."""
@@ -110,6 +153,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 self._save_optimizer_and_scheduler(str(aside))
                 self._save_scaler(str(aside))
                 self._save_rng_state(str(aside))
+                if self.args.should_save:
+                    self.identity().write(aside)
             if self.state.best_global_step:
                 best = run_folder / f"checkpoint-{self.state.best_global_step}"
                 if best == final or best.is_dir():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.config import PreferenceConfig
-from alignlab.data import DataOptions, hold_out, prepare
+from alignlab.data import DataOptions, hold_out, prepare, rows_digest
 from alignlab.losses import Facts, Needs
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ class TrainingData:
         if self.needs.data == "labelled":
             return ("completion", "mismatched") if self.needs.mismatched else ("completion",)
         return ("chosen", "rejected", "gold") if self.needs.gold else ("chosen", "rejected")
+
+    @cached_property
+    def identity(self) -> str:
+        """The number of training rows, and a hash of them in their order; whatever changes a row changes it."""
+        return "none" if self.train is None else f"{len(self.train)} of hash {rows_digest(self.train)[:12]}"
 
     def evaluations(self) -> list[Any]:
         """Returns the evaluation sets."""

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from alignlab import models
 from alignlab.checkpoints import load_loss, save_loss
-from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
 from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision
@@ -27,7 +27,9 @@ from .batch import any_logps
 from .finite import RowLosses
 from .guard import check_reference
 from .loaders import Loaders
+from .record import describe_run
 from .resumable import ResumableTrainer
+from .resumption import RunIdentity
 from .row_metrics import MetricSums, SetMetrics, means, padding, row_metrics
 from .sets import DataSource, TrainingData
 from .throughput import Throughput, peak_memory
@@ -72,7 +74,9 @@ class PreferenceTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         options = model_options or options_of(model)
+        check_places(options, vars(args))
         self.loss = build_loss(loss)
+        self._told = describe_run(self.loss, args, options, peft_config)
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
@@ -227,6 +231,17 @@ class PreferenceTrainer(ResumableTrainer):
             logs |= {name: value for name, value in means(list(parts)).items() if name != "objective"}
             logs |= self._throughput.lap(parts) | {"memory/peak_gb": max(peaks)}
         super().log(logs, start_time)
+
+    def identity(self) -> RunIdentity:
+        """Returns what a checkpoint says of this run."""
+        args, coupled = self.args, self.loss.needs.coupled == "micro_batch"
+        return RunIdentity(
+            config=self._told,
+            rows=self.data.identity,
+            rows_a_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            ranks=args.world_size,
+            cut=args.train_batch_size if coupled else None,
+        )
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
