@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-fast lint bench bench-losses repro install clean
+.PHONY: demo test test-fast lint bench bench-losses gpu repro install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
@@ -36,6 +36,11 @@ bench: $(INSTALLED)
 # Each of the seven losses on the demo's task, three seeds.
 bench-losses: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_losses.py
+
+# On one GPU: attention, whole steps and the tests that need one, TRL beside us, 4-bit, the planner; each part under eight
+# minutes; GPU="--part trl" runs one. VENV and TORCH say with which Python and which build of torch (TORCH=torch: CUDA's).
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 # What papers claim of the losses, at a size that anyone can rerun: six programs, some 40 minutes of processor time; REPRO=--quick: a few.
 repro: $(INSTALLED)
