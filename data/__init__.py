@@ -6,14 +6,17 @@ Never here: a model or a loss: rows and token ids alone.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .check import LengthBias, Lengths, Statistics, check, render, statistics
+from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check, statistics
 from .formats import parse_row
 from .holdout import hold_out
 from .identity import rows_digest, sources_digest
 from .keys import content_key, keys_of
 from .options import DataOptions
+from .page import write_page
 from .prepare import Prepared, prepare
 from .schema import BadRow, DataReport, RowError, SourceReport
+from .show import preview
+from .shown import as_values, render
 from .sources import open_sources
 
 if TYPE_CHECKING:
@@ -28,12 +31,14 @@ __all__ = [
     "AttentionPlan",
     "BadRow",
     "CachedScores",
+    "CheckOptions",
     "DataOptions",
     "DataReport",
     "Layout",
     "LengthBias",
     "Lengths",
     "Mode",
+    "Overlap",
     "PreferenceCollator",
     "Prepared",
     "RowError",
@@ -43,6 +48,7 @@ __all__ = [
     "Statistics",
     "StepCut",
     "StepSampler",
+    "as_values",
     "attention_plan",
     "check",
     "content_key",
@@ -54,6 +60,7 @@ __all__ = [
     "open_sources",
     "parse_row",
     "prepare",
+    "preview",
     "render",
     "row_tokens",
     "rows_digest",
@@ -62,6 +69,7 @@ __all__ = [
     "sources_digest",
     "statistics",
     "toy",
+    "write_page",
 ]
 
 _TENSORS = {

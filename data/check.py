@@ -1,7 +1,8 @@
-"""Statistics of preference data, and the table that shows them."""
+"""Statistics of preference data: lengths, length bias, repeated prompts, what truncation and steps would be."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -9,19 +10,20 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .formats import holds_pair
+from .near import SHOWN, Near, near_duplicates
 from .options import DataOptions
 from .prepare import Prepared, prepare
+from .sample import sample
 from .schema import DataReport
-from .sources import open_sources
+from .sources import Source, open_sources
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+MAX_LENGTHS = (512, 1024, 2048, 4096, 8192)
+ROWS_PER_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,26 @@ class LengthBias:
     shorter: float
     difference: float
 
+    @property
+    def longer_wins(self) -> float:
+        """The accuracy of a judge who prefers the longer completion, and tosses a coin over equal ones."""
+        return self.longer + self.equal / 2
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Prompts that another set has as well.
+
+    Attributes:
+        same: distinct prompts that are in both sets, character for character.
+        examples: (a prompt's place, its place in the other set) of the first few.
+        near: those that are nearly in the other set, the same ones left out; None where that was not looked for.
+    """
+
+    same: int
+    examples: tuple[tuple[str, str], ...]
+    near: Near | None
+
 
 @dataclass
 class Statistics:
@@ -65,6 +87,14 @@ class Statistics:
         distinct_prompts: number of different prompts.
         groups: rows of each group.
         labels: rows of each label, for labelled rows.
+        truncation: by max_length, the share of rows (prompt and longest completion) that are longer.
+        tokens_per_row: mean length of a prompt and all completions to it, which is what a packed row costs.
+        rows_per_step: rows of one optimiser step, as the caller said.
+        steps_per_epoch: steps that go through all rows once, after a mixture's weights; the last may be a part.
+        near: prompts that nearly repeat an earlier one; None where that was not looked for.
+        near_asked: whether it should have been.
+        overlap: prompts that another set has, where one was given.
+        sampled_of: rows of the sources, where only a sample of them was looked at.
     """
 
     kind: Literal["pairs", "labelled"]
@@ -75,6 +105,37 @@ class Statistics:
     distinct_prompts: int
     groups: dict[str, int] = field(default_factory=dict)
     labels: dict[bool, int] = field(default_factory=dict)
+    truncation: dict[int, float] = field(default_factory=dict)
+    tokens_per_row: float = 0.0
+    rows_per_step: int = ROWS_PER_STEP
+    steps_per_epoch: int = 0
+    near: Near | None = None
+    near_asked: bool = False
+    overlap: Overlap | None = None
+    sampled_of: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What a look at data is told.
+
+    Attributes:
+        rows: look at a sample of so many rows, drawn evenly over all sources; None looks at all.
+        against: another set (of evaluation, say) whose prompts must not be here.
+        near: also look for prompts that are nearly the same.
+        rows_per_step: rows of one optimiser step.
+    """
+
+    rows: int | None = None
+    against: Any = None
+    near: bool = False
+    rows_per_step: int = ROWS_PER_STEP
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "rows_per_step"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, found {number}")
 
 
 def check(
@@ -82,24 +143,62 @@ def check(
     tokenizer: PreTrainedTokenizerBase | None = None,
     options: DataOptions | None = None,
     progress: bool = True,
+    asked: CheckOptions | None = None,
 ) -> Statistics:
-    """Reads all rows as training would and counts what is there; bad rows are counted and named, never fatal.
+    """Reads rows as training would and counts what is there; bad rows are counted and named, never fatal.
 
     Args:
         source: as for ``prepare``.
         tokenizer: lengths are counted in its tokens, or in UTF-8 bytes when None (any chat template is then left out).
         options: what training would be told. Without them the kind is that of the first row and nothing is truncated.
         progress: whether to show a progress bar.
+        asked: what else to look for.
 
     Raises:
         ValueError: a source cannot be read, or no good row is left.
     """
+    asked = asked or CheckOptions()
     unit: Literal["tokens", "bytes"] = "tokens" if tokenizer is not None else "bytes"
-    if options is None:
-        options = DataOptions(kind=_kind(source), max_length=None)
+    sources, sampled_of = open_sources(source), None
+    if asked.rows is not None:
+        sources, sampled_of = sample(sources, asked.rows)
+    prepared, tokenizer = _prepared(sources, tokenizer, options, progress)
+    found = statistics(prepared, unit)
+    found.sampled_of, found.rows_per_step, found.near_asked = sampled_of, asked.rows_per_step, asked.near
+    found.steps_per_epoch = math.ceil(len(prepared.dataset) / asked.rows_per_step)
+    if asked.near or asked.against is not None:
+        prompts = _prompts(prepared, tokenizer)
+        found.near = near_duplicates(prompts) if asked.near else None
+        if asked.against is not None:
+            other, _ = _prepared(open_sources(asked.against), tokenizer, options, progress)
+            found.overlap = _overlap(prompts, _prompts(other, tokenizer), asked.near)
+    return found
+
+
+def _prepared(
+    sources: list[Source], tokenizer: PreTrainedTokenizerBase | None, options: DataOptions | None, progress: bool
+) -> tuple[Prepared, PreTrainedTokenizerBase]:
+    options = options or DataOptions(kind=kind_of(sources), max_length=None)
     options = replace(options, on_bad_row="skip", mismatched=False, add_eos=options.add_eos and tokenizer is not None)
-    prepared = prepare(source, tokenizer or byte_tokenizer(), options, progress=progress)
-    return statistics(prepared, unit)
+    tokenizer = tokenizer or byte_tokenizer()
+    return prepare(sources, tokenizer, options, progress=progress), tokenizer
+
+
+def _prompts(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """The place and the text of each distinct prompt, of the row that has it first."""
+    table: pa.Table = prepared.dataset.data.table
+    first: dict[bytes, tuple[str, np.ndarray]] = {}
+    for place, ids in zip(table["source"].to_pylist(), _arrays(table["prompt_ids"]), strict=True):
+        first.setdefault(ids.tobytes(), (place, ids))
+    texts = tokenizer.batch_decode([ids.tolist() for _, ids in first.values()])
+    return [(place, text) for (place, _), text in zip(first.values(), texts, strict=True)]
+
+
+def _overlap(prompts: list[tuple[str, str]], others: list[tuple[str, str]], near: bool) -> Overlap:
+    places = {text: place for place, text in others}
+    same = [(place, places[text]) for place, text in prompts if text in places]
+    rest = [(place, text) for place, text in prompts if text not in places]
+    return Overlap(len(same), tuple(same[:SHOWN]), near_duplicates(rest, others) if near else None)
 
 
 def statistics(prepared: Prepared, unit: Literal["tokens", "bytes"] = "tokens") -> Statistics:
@@ -121,6 +220,9 @@ def statistics(prepared: Prepared, unit: Literal["tokens", "bytes"] = "tokens") 
         distinct_prompts=len({np.asarray(ids).tobytes() for ids in _arrays(table["prompt_ids"])}),
         groups=dict(sorted(Counter(table["group"].to_pylist()).items())) if "group" in table.column_names else {},
         labels=labels,
+        truncation={length: float(np.mean(whole > length)) for length in MAX_LENGTHS},
+        tokens_per_row=float(sum(values.mean() for values in counts.values())),
+        steps_per_epoch=math.ceil(table.num_rows / ROWS_PER_STEP),
     )
 
 
@@ -151,8 +253,9 @@ def _label_bias(table: pa.Table, lengths: np.ndarray) -> LengthBias | None:
     return LengthBias(float(below), float(up_to - below), float(1 - up_to), float(difference))
 
 
-def _kind(source: Any) -> Literal["pairs", "labelled"]:
-    for opened in open_sources(source):
+def kind_of(sources: list[Source]) -> Literal["pairs", "labelled"]:
+    """Whether rows are pairs or labelled, by the first of them that says."""
+    for opened in sources:
         for _, row in opened.read():
             if isinstance(row, dict) and (pair := holds_pair(row, opened.format)) is not None:
                 return "pairs" if pair else "labelled"
@@ -172,75 +275,3 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     return made
-
-
-def render(found: Statistics) -> Group:
-    """Lays the statistics out as tables for the terminal."""
-    parts: list[Table | Text] = [_rows_table(found), _lengths_table(found)]
-    if found.bias is not None:
-        parts.append(Text(_bias_sentence(found.kind, found.unit, found.bias)))
-    if found.groups:
-        parts.append(_groups_table(found))
-    if found.report.bad_rows:
-        parts.append(_bad_rows_table(found.report))
-    return Group(*parts, *map(Text, found.report.notes))
-
-
-def _rows_table(found: Statistics) -> Table:
-    report = found.report
-    table = Table(title=f"Rows ({found.kind})")
-    for column in ("source", "weight", "read", "kept", "rejected", "per epoch"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for item in report.sources:
-        counts = (item.rows_read, item.rows_kept, item.rows_rejected, item.rows_used)
-        table.add_row(Text(item.name), f"{item.weight:g}", *map(str, counts))
-    table.add_section()
-    facts = {
-        "repeat an earlier row": report.duplicates,
-        "distinct prompts": found.distinct_prompts,
-        "truncated": report.rows_truncated,
-        "prompts ending in whitespace": report.prompts_ending_in_space,
-        **{f"labelled {str(label).lower()}": number for label, number in sorted(found.labels.items())},
-    }
-    for name, number in facts.items():
-        table.add_row(name, "", "", str(number), "", "")
-    return table
-
-
-def _lengths_table(found: Statistics) -> Table:
-    table = Table(title=f"Lengths in {found.unit}")
-    table.add_column("text")
-    for column in ("min", "5 %", "median", "95 %", "max", "mean"):
-        table.add_column(column, justify="right")
-    for name, item in found.lengths.items():
-        table.add_row(name, *map(str, item.quantiles), f"{item.mean:.1f}")
-    return table
-
-
-def _bias_sentence(kind: str, unit: str, bias: LengthBias) -> str:
-    better, worse = ("chosen", "rejected") if kind == "pairs" else ("desirable", "undesirable")
-    return (
-        f"{better} is longer than {worse} in {bias.longer:.1%}, equal in {bias.equal:.1%}, "
-        f"shorter in {bias.shorter:.1%}; mean difference {bias.difference:+.1f} {unit}"
-    )
-
-
-def _groups_table(found: Statistics) -> Table:
-    table = Table(title="Groups")
-    table.add_column("group")
-    table.add_column("rows", justify="right")
-    table.add_column("share", justify="right")
-    total = sum(found.groups.values())
-    for name, number in found.groups.items():
-        table.add_row(Text(name), str(number), f"{number / total:.1%}")
-    return table
-
-
-def _bad_rows_table(report: DataReport) -> Table:
-    more = report.rows_rejected - len(report.bad_rows)
-    table = Table(title=f"Bad rows ({report.rows_rejected})", caption=f"... and {more} more" if more else None)
-    table.add_column("row", overflow="fold")
-    table.add_column("reason", overflow="fold")
-    for row in report.bad_rows:
-        table.add_row(Text(row.source), Text(row.reason))  # their brackets are no markup
-    return table

@@ -33,6 +33,8 @@ class DataOptions:
         add_eos: append the tokenizer's EOS to completions of standard (not conversational) rows that lack it.
         default_label: label of labelled rows that have none; None makes such a row a bad row.
         lists_as: what losses of pairs make of rows of several answers: "best_worst" takes the best and the worst.
+        score_empty_thoughts: whether the tokens of an empty thought (``<think></think>``) that a chat template writes
+            in front of a reply count in the loss.
         chat_template_kwargs: passed to the chat template; a row's own ``chat_template_kwargs`` go over them.
 
     Raises:
@@ -52,6 +54,7 @@ class DataOptions:
     add_eos: bool = True
     default_label: bool | None = None
     lists_as: Literal["best_worst"] = "best_worst"
+    score_empty_thoughts: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -123,6 +123,8 @@ def open_sources(source: Any) -> list[Source]:
     if isinstance(source, (list, tuple)):
         if not source:
             raise ValueError("the list of data sources is empty")
+        if all(isinstance(entry, Source) for entry in source):
+            return list(source)
         if all(isinstance(entry, (str, Path)) or (isinstance(entry, Mapping) and "path" in entry) for entry in source):
             return [_from_mapping(entry) if isinstance(entry, Mapping) else Source(str(entry)) for entry in source]
     return [Source(rows=source)]

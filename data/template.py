@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,14 @@ from .schema import DataReport, Message, Row, RowError, Segment
 
 Span = tuple[int, int]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_WORDS = ("content", *_THOUGHTS)
+_CALLS = ("tool_calls",)
+
+
+class Unclear(RowError):
+    """Why a template cannot serve a row that another template of the same model might."""
 
 
 @dataclass(slots=True)
@@ -41,6 +51,10 @@ class ChatTemplate:
 
     Completions of one assistant's turn count whole; of several turns, only what the assistant says counts. Where the
     template marks it with ``{% generation %}``, exactly the marked text counts.
+
+    Rows that the template cannot serve (it refuses them, does not render turns one after the other, or leaves words,
+    thoughts or tool calls out) are rendered with the training template that TRL has for it, if it has one, and are bad
+    rows otherwise.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: DataOptions, report: DataReport) -> None:
@@ -57,24 +71,107 @@ class ChatTemplate:
         """
         if not row.is_conversational:
             return Rendering(str(row.prompt), {name: list(value) for name, value in row.completions.items()}, True)  # type: ignore[arg-type]
+        template = self._template(row)
+        try:
+            return self._rendered(row, template)
+        except Unclear as error:
+            if self._training_template is None:
+                raise
+            try:
+                rendering = self._rendered(row, self._training_template)
+            except RowError:
+                raise error from None
+        self.report.note(
+            "TRL's training template renders the rows that the chat template cannot serve: "
+            "it refuses them, does not render their turns one after the other, or leaves thoughts or tool calls out"
+        )
+        return rendering
+
+    def _rendered(self, row: Row, template: str) -> Rendering:
         assert isinstance(row.prompt, list)
         completions: dict[str, list[Message]] = row.completions  # type: ignore[assignment]
         generation = all(turns[0]["role"] == "assistant" for turns in completions.values())
-        prompt, _ = self._text(row, row.prompt, generation)
-        whole = {name: self._text(row, row.prompt + turns, False, spans=True) for name, turns in completions.items()}
+        prompt, _ = self._text(row, template, row.prompt, generation)
+        whole = {
+            name: self._text(row, template, row.prompt + turns, False, spans=True)
+            for name, turns in completions.items()
+        }
         end = self._prompt_end(prompt, [text for text, _ in whole.values()])
         segments: dict[str, list[Segment]] = {}
         for name, (text, marked) in whole.items():
-            spans = marked if marked is not None else self._turn_spans(row, text, name, end)
-            segments[name] = _cut(text, end, spans)
+            self._check_whole(row, template, name, text)
+            spans = marked if marked is not None else self._turn_spans(row, template, text, name, end)
+            segments[name] = self._without_empty_thoughts(_cut(text, end, spans))
             if not any(counts and stretch.strip() for stretch, counts in segments[name]):
                 raise RowError(f"{name}: the chat template renders nothing for it")
         return Rendering(text[:end], segments, False)
 
+    @cached_property
+    def _training_template(self) -> str | None:
+        """TRL's variant of the tokenizer's template that renders turns one after the other and marks what counts."""
+        from trl.chat_template_utils import get_training_chat_template  # takes seconds, and few rows need it
+
+        try:
+            template: str | None = get_training_chat_template(self.tokenizer)
+        except (TemplateError, TypeError, ValueError, KeyError):  # one that it does not know, or cannot try
+            return None
+        return template
+
+    def _check_whole(self, row: Row, template: str, name: str, text: str) -> None:
+        """Looks whether the template wrote all that the turns say: words, thoughts and tool calls."""
+        assert isinstance(row.prompt, list)
+        before, turns = len(row.prompt), [*row.prompt, *row.completions[name]]
+        for index, turn in enumerate(turns):
+            assert isinstance(turn, dict)
+            for field in (*_WORDS, *_CALLS):
+                if not turn.get(field) or not self._leaves_out(row, template, turns, index, field, text):
+                    continue
+                if index < before and field in _WORDS:
+                    self.report.note(f"the chat template leaves {field} out of turns of the prompt")
+                    continue
+                place = f"prompt[{index}]" if index < before else f"{name}[{index - before}]"
+                raise Unclear(f"{place}: the chat template leaves {field} out")
+
+    def _leaves_out(self, row: Row, template: str, turns: list[Any], index: int, field: str, text: str) -> bool:
+        """Whether the rendering is the same without a field of a turn, or has nothing of a thought."""
+        turn = turns[index]
+        found = field in _WORDS and str(turn[field]).strip() in text
+        if field == "content" and found:
+            return False  # nearly every turn of every row: the exact answer would cost a rendering of each
+        if field in _THOUGHTS and not found:
+            return True
+        other = {key: turn[key] for key in turn if key != field}
+        if field == "content":  # some templates refuse a turn that says nothing
+            other[field] = f"{turn[field]} and more"
+        return self._text_or_none(row, template, [*turns[:index], other, *turns[index + 1 :]]) == text
+
+    def _text_or_none(self, row: Row, template: str, messages: list[Message]) -> str | None:
+        try:
+            return self._text(row, template, messages, False)[0]
+        except RowError:  # the template refuses a turn without it, so it does look at it
+            return None
+
+    def _without_empty_thoughts(self, segments: list[Segment]) -> list[Segment]:
+        """Says what becomes of empty thoughts that the template writes; if told so, takes them out of the count."""
+        if not any(counts and _EMPTY_THOUGHT.search(stretch) for stretch, counts in segments):
+            return segments
+        if self.options.score_empty_thoughts:
+            self.report.note(
+                "replies open with an empty thought (<think></think>), whose tokens count; "
+                "score_empty_thoughts: false leaves them out"
+            )
+            return segments
+        self.report.note("replies open with an empty thought (<think></think>), whose tokens do not count")
+        found: list[Segment] = []
+        for stretch, counts in segments:
+            spans = [match.span() for match in _EMPTY_THOUGHT.finditer(stretch)] if counts else []
+            silent = _cut(stretch, 0, spans)  # True where the thought is empty
+            found += [(part, counts and not empty) for part, empty in silent]
+        return found
+
     def _text(
-        self, row: Row, messages: list[Message], generation: bool, spans: bool = False
+        self, row: Row, template: str, messages: list[Message], generation: bool, spans: bool = False
     ) -> tuple[str, list[Span] | None]:
-        template = self._template(row)
         marks = spans and _GENERATION.search(template) is not None
         arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs, **row.template_kwargs}
         try:
@@ -87,7 +184,7 @@ class ChatTemplate:
                 **arguments,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # templates refuse in many ways
-            raise RowError(f"the chat template refuses the row: {error}") from error
+            raise Unclear(f"the chat template refuses the row: {error}") from error
         return rendered[0][0], ([(start, end) for start, end in rendered[1][0]] if marks else None)
 
     def _template(self, row: Row) -> str:
@@ -122,7 +219,7 @@ class ChatTemplate:
             raise RowError("the chat template renders the prompt and the whole conversation without a shared opening")
         return end
 
-    def _turn_spans(self, row: Row, text: str, name: str, end: int) -> list[Span]:
+    def _turn_spans(self, row: Row, template: str, text: str, name: str, end: int) -> list[Span]:
         """Where the assistant speaks, found by rendering the conversation turn by turn."""
         assert isinstance(row.prompt, list)
         turns: list[Message] = row.completions[name]  # type: ignore[assignment]
@@ -132,12 +229,12 @@ class ChatTemplate:
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            before, _ = self._text(row, row.prompt + turns[:index], True)
-            after, _ = self._text(row, row.prompt + turns[: index + 1], False)
+            before, _ = self._text(row, template, row.prompt + turns[:index], True)
+            after, _ = self._text(row, template, row.prompt + turns[: index + 1], False)
             if index == 0:
                 before = text[:end]
             if not (text.startswith(before) and text.startswith(after)):
-                raise RowError(
+                raise Unclear(
                     f"{name} has several turns, and the chat template does not render its turns one after the other; "
                     "mark the assistant's words with {% generation %} in the template"
                 )

@@ -47,6 +47,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         default=None,
         metadata={"help": "Passed to the chat template, e.g. {enable_thinking: false}; a row's own go first."},
     )
+    score_empty_thoughts: bool = field(
+        default=True,
+        metadata={"help": "Count the tokens of empty thoughts (<think></think>) that a chat template writes."},
+    )
     default_label: bool | None = field(
         default=None, metadata={"help": "Of labelled rows that have no label; by default such a row is a bad row."}
     )

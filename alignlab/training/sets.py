@@ -103,6 +103,7 @@ class TrainingData:
             reward_names=tuple(args.reward_names or ()),
             default_label=args.default_label,
             lists_as=args.lists_as,
+            score_empty_thoughts=args.score_empty_thoughts,
             chat_template_kwargs=args.chat_template_kwargs or {},
             max_length=args.max_length,
             truncation_mode=args.truncation_mode,

@@ -131,3 +131,20 @@ def test_debug_lets_the_traceback_through(monkeypatch):
     monkeypatch.setenv("ALIGNLAB_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="no config 'nope'"):
         main(["train", "nope"])
+
+
+def test_data_check_writes_its_figures_and_data_show_prints_rows(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    row = {"context": [{"role": "user", "content": "Hi?"}], "response1": "Yes.", "response2": "No."}
+    path.write_text(json.dumps({**row, "overall_preference": -2}) + "\n")
+    files = ["--json", str(tmp_path / "check.json"), "--html", str(tmp_path / "check.html")]
+    words = ["data", "check", str(path), "--rows", "5", "--rows-per-step", "2", "--against", str(path), *files]
+    assert main(words) == 0
+    assert f"{path}: read as HelpSteer3" in capsys.readouterr().out.replace("\n", "")
+    figures = json.loads((tmp_path / "check.json").read_text())
+    assert (figures["steps_per_epoch"], figures["overlap"]["same"], figures["sampled_of"]) == (1, 1, 1)
+    assert "<h1>Data check</h1>" in (tmp_path / "check.html").read_text()
+    assert main(["data", "show", str(path), "-n", "1", "--format", "helpsteer3"]) == 0
+    assert "prompt (21)\nuser: Hi?\nassistant: \nchosen (5, of which 5 count)\nYes." in capsys.readouterr().out
+    assert main(["data", "show", str(path), "-n", "0"]) == 2
+    assert "-n must be at least 1, found 0" in capsys.readouterr().err
