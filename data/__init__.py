@@ -15,7 +15,7 @@ from .options import DataOptions
 from .page import write_page
 from .prepare import Prepared, prepare
 from .schema import BadRow, DataReport, RowError, SourceReport
-from .show import preview
+from .show import peek
 from .shown import as_values, render
 from .sources import open_sources
 
@@ -59,8 +59,8 @@ __all__ = [
     "lengths",
     "open_sources",
     "parse_row",
+    "peek",
     "prepare",
-    "preview",
     "render",
     "row_tokens",
     "rows_digest",

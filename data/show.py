@@ -21,7 +21,7 @@ from .table import OPTIONAL
 COUNTS, SILENT, PROMPT, TITLE = "green", "dim", "cyan", "bold"
 
 
-def preview(
+def peek(
     source: Any, rows: int, tokenizer: PreTrainedTokenizerBase | None = None, options: DataOptions | None = None
 ) -> Group:
     """Lays the first rows of a source out as text: what counts in the loss in green, what does not dimmed.

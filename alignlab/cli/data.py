@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     """Prints the first rows."""
-    from alignlab.data import preview
+    from alignlab.data import peek
 
     if arguments.n < 1:
         raise ValueError(f"-n must be at least 1, found {arguments.n}")
-    show(preview(_sources(arguments), arguments.n, _tokenizer(arguments)))
+    show(peek(_sources(arguments), arguments.n, _tokenizer(arguments)))
     return 0
 
 
