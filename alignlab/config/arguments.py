@@ -126,7 +126,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     )
     reference_tolerance: float | None = field(
         default=None,
-        metadata={"help": "Largest such difference, nats; by default 1e-3 in fp32, 0.1 in half precision."},
+        metadata={"help": "Largest such difference, nats a token; by default what rounding does to the policy."},
     )
     scorers: dict[str, str] | None = field(
         default=None, metadata={"help": "Further frozen models that the loss draws on (MODPO), name: path."}

@@ -9,6 +9,7 @@ from .logits import Head
 from .packing import FLAT, UnsupportedModel, model_inputs
 from .positions import hidden_positions
 from .probe import base_of, choose_layout
+from .rounding import jolted
 from .router import Router, router_of
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "distributions",
     "head_of",
     "hidden_positions",
+    "jolted",
     "model_inputs",
     "needed_logits",
     "place",

@@ -16,6 +16,7 @@ from alignlab.reference import REFERENCE, Frozen
 from alignlab.scoring import LazyHead, Router
 
 from .batch import FrozenScores, any_logps, contributions, loss_batch
+from .guard import Quiet, quiet_scores
 
 
 class PreferenceStep:
@@ -130,6 +131,15 @@ class PreferenceStep:
                 second_moment=self.needs.second_moment,
             )
         return loss_batch(inputs, self.needs, policy, frozen, other)
+
+    def quiet(self, model: nn.Module, inputs: Mapping[str, Any]) -> Quiet:
+        """Returns a micro-batch's scores under the policy in evaluation mode, and what rounding does to them."""
+
+        def score(one: nn.Module) -> Tensor:
+            return scoring.score(one, inputs["completions"], head=self._head.of(one))["logps"]
+
+        with self.autocast():
+            return quiet_scores(score, model, inputs)
 
     def totals(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Totals:
         """Returns the loss's totals over micro-batches and ranks, from forwards without gradient."""

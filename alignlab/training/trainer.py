@@ -25,7 +25,7 @@ from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, place
 from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
 from .batch import any_logps
 from .finite import RowLosses
-from .guard import check_reference
+from .guard import Quiet, check_reference
 from .loaders import Loaders
 from .record import describe_run
 from .resumable import ResumableTrainer
@@ -181,10 +181,11 @@ class PreferenceTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Returns this micro-batch's part of the step's objective."""
+        quiet = self._step.quiet(model, inputs) if self._guard_pending else None
         part, batch, output = self._step.forward(model, inputs)
         rows = inputs["row"][inputs["real"]]
-        if self._guard_pending:
-            self._check_reference(batch, torch.from_numpy(rows))
+        if quiet is not None:
+            self._check_reference(batch, quiet, torch.from_numpy(rows))
         if output is not None:
             self._row_losses.add(output.loss, rows)
             self._sums.add(row_metrics(output, batch, self.data.groups) | padding(inputs["completions"]))
@@ -210,16 +211,14 @@ class PreferenceTrainer(ResumableTrainer):
         """Moves a batch as it is: the stock method would round scores to the engine's half precision."""
         return send_to_device(data, self.args.device, non_blocking=True)
 
-    def _check_reference(self, batch: Any, rows: Tensor) -> None:
+    def _check_reference(self, batch: Any, quiet: Quiet, rows: Tensor) -> None:
         """Holds the policy against its reference before the first step."""
-        tolerance = self.args.reference_tolerance
-        if tolerance is None:
-            tolerance = 1e-3 if self._compute_dtype() in ("float32", "float64") else 0.1
         check_reference(
             batch,
+            quiet,
             rows,
             self.train_dataset,
-            tolerance=tolerance,
+            tolerance=self.args.reference_tolerance,
             from_policy=self.frozen[REFERENCE].model.from_policy,
             stop=not self.args.allow_reference_mismatch,
         )
