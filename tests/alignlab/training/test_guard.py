@@ -22,7 +22,7 @@ from alignlab.training import guard
 from alignlab.training.guard import Quiet, check_reference, quiet_scores
 from alignlab.training.trainer import PreferenceTrainer
 
-BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
+BF16: dict[str, Any] = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
 @pytest.fixture(autouse=True)
