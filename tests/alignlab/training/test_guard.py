@@ -61,7 +61,7 @@ def hold(quiet: Quiet, reference: Tensor, **options: Any) -> None:
     for side, ref in zip(sides, reference, strict=True):
         side.ref_logps = ref
     options = {"tolerance": None, "from_policy": True, "stop": True} | options
-    check_reference(losses.Pairs(*sides), quiet, torch.arange(8), None, **options)
+    check_reference(losses.Pairs(sides[0], sides[1]), quiet, torch.arange(8), None, **options)
 
 
 def quiet_of(model: Any, mode: Any, tokens: int) -> Quiet:
