@@ -4,7 +4,7 @@ Never here: a forward pass, data, or training.
 """
 
 from .adapters import add_adapter, base_path, is_peft, leaves_base_alone, merge_adapter, peft_options
-from .load import load_model, load_tokenizer, pad_token_id, torch_dtype
+from .load import load_model, load_tokenizer, pad_token_id, saved_folder, torch_dtype
 from .quantised import guard_quantised, is_quantised
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "merge_adapter",
     "pad_token_id",
     "peft_options",
+    "saved_folder",
     "torch_dtype",
 ]

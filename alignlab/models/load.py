@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from alignlab.config import ModelOptions, holds_adapter
 from alignlab.runtime import is_sharded_at_load
@@ -85,6 +86,24 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
 
         model = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
     return model
+
+
+def saved_folder(path: str, revision: str | None = None) -> Path | None:
+    """Returns where the files of a model lie: the folder itself, or of a hub id its snapshot in the local cache.
+
+    Args:
+        revision: branch, tag or commit of a hub id; of a branch the commit that it was when it was fetched.
+
+    Returns:
+        None where ``path`` is neither. Nothing is fetched.
+    """
+    if Path(path).exists():
+        return Path(path)
+    try:
+        found = cached_file(path, "config.json", revision=revision, local_files_only=True)
+    except OSError:
+        return None
+    return None if found is None else Path(found).parent
 
 
 def _local_device() -> torch.device:

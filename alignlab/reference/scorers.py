@@ -205,7 +205,7 @@ def frozen_scorers(
     if mode != "none":
         own = next(policy.parameters()).dtype
         dtype = None if models.is_quantised(policy) else numerics.weights if numerics.stays else own
-        loading = Loading(load, args.device, dtype, args.reference_deepspeed, numerics)
+        loading = Loading(load, args.device, dtype, args.reference_deepspeed, numerics, options.revision)
         model = reference_model(policy, args, mode, new_adapter, ref_model, loading)
         frozen[REFERENCE] = Frozen(REFERENCE, model, cached=mode == "cached", numerics=numerics)
         if mode == "cached" and needs.kl:
@@ -214,7 +214,7 @@ def frozen_scorers(
         path = (args.scorers or {}).get(name)
         if path is None:
             raise ValueError(f"scorers: the loss needs a frozen model {name!r}; give scorers: {{{name}: PATH}}")
-        model = ModelFromPath(path, Loading(load, args.device, numerics=numerics))
+        model = ModelFromPath(path, Loading(load, args.device, numerics=numerics, revision=options.revision))
         frozen[name] = Frozen(name, model, cached=True, numerics=numerics)
     numerics.settle(policy)  # after an adapter for the reference was put beside the policy's own
     return frozen

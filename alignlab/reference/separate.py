@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +68,7 @@ class Loading:
         dtype: of its weights; None where only the loaded model tells.
         shards: a DeepSpeed configuration: each rank then holds its part of the weights.
         numerics: how the policy's engine computes, and so does what is loaded.
+        revision: of a hub id.
     """
 
     load: Callable[[str], nn.Module]
@@ -76,6 +76,7 @@ class Loading:
     dtype: torch.dtype | None = None
     shards: str | dict[str, Any] | None = None
     numerics: Numerics = AS_LOADED
+    revision: str | None = None
 
 
 class ModelFromPath(FrozenModel):
@@ -96,12 +97,14 @@ class ModelFromPath(FrozenModel):
         if moves:
             raise ValueError("sync_ref_model: not with shards of the policy or the reference; use ZeRO-2 for both")
         path = name_of(policy)
-        if not Path(path).exists() or (models.is_peft(policy) and new_adapter is None):
+        folder = models.saved_folder(path, loading.revision)
+        if folder is None or (models.is_peft(policy) and new_adapter is None):
             raise ValueError(
                 "under ZeRO-3, or with reference_deepspeed, the reference is loaded from the policy's path, but the "
-                f"policy ({path}) was not loaded from a folder, or continues an adapter; give ref_model_name_or_path"
+                f"policy ({path}) was not loaded from a folder or the hub, or continues an adapter; give "
+                "ref_model_name_or_path"
             )
-        again = cls(path, loading)
+        again = cls(str(folder), loading)
         again.description, again.from_policy = f"{path} as it was before training", True
         return again
 
@@ -117,7 +120,7 @@ class ModelFromPath(FrozenModel):
     def fingerprint(self, compute_dtype: str) -> str:
         dtype = self.loading.dtype
         if self.model is None and dtype is not None:
-            found = fingerprint_path(self.path, dtype=dtype, compute_dtype=compute_dtype)
+            found = fingerprint_path(self.path, dtype, compute_dtype, revision=self.loading.revision)
             if found is not None:
                 return found
         # Rank 0 is alone here, and shards are not the bytes that count: a sharded model is loaded whole for its name.
