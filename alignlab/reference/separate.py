@@ -14,7 +14,7 @@ from torch import nn
 
 from alignlab import models
 from alignlab.cache import fingerprint_path
-from alignlab.runtime import Numerics, load_sharded, unsharded
+from alignlab.runtime import Numerics, check_one_device, load_sharded, unsharded
 
 from .frozen import FrozenModel, fingerprint_as_it_is, name_of
 
@@ -34,9 +34,13 @@ class SeparateModel(FrozenModel):
 
     Args:
         model: the module. device: where it goes. numerics: how the policy's engine computes.
+
+    Raises:
+        ValueError: its layers lie on several devices.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, numerics: Numerics = AS_LOADED) -> None:
+        check_one_device("ref_model", model)
         self.model, self.device, self.numerics = model, device, numerics
         self.description, self.from_policy = f"{name_of(model)}, given as ref_model", False
 

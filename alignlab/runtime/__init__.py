@@ -5,7 +5,7 @@ Never here: anything about preferences.
 
 from .engine import check_engine, describe_engine, load_sharded
 from .environment import describe_environment
-from .modules import evaluating, is_sharded_at_load, placed, unsharded, unwrap
+from .modules import check_one_device, evaluating, is_sharded_at_load, placed, unsharded, unwrap
 from .numerics import Numerics, numerics_of
 from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
@@ -15,6 +15,7 @@ __all__ = [
     "FULL_FP32",
     "Numerics",
     "check_engine",
+    "check_one_device",
     "check_parallel",
     "describe_engine",
     "describe_environment",

@@ -39,6 +39,16 @@ def is_sharded_at_load() -> bool:
     return bool(is_deepspeed_zero3_enabled())
 
 
+def check_one_device(name: str, model: nn.Module) -> None:
+    """Raises a ValueError, beginning with ``name``, for a model whose layers were dealt to several devices."""
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise ValueError(
+            f"{name}: device_map has put it on several devices ({', '.join(places)}), but batches go to one; load it "
+            "without device_map, and for weights too large for one device give deepspeed: zero3.json"
+        )
+
+
 @contextmanager
 def placed(model: nn.Module, device: torch.device, *, stays: bool) -> Iterator[None]:
     """Within it a model that lies elsewhere is on ``device``, and afterwards too if it ``stays`` there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,10 +16,12 @@ from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.data import Mode
 from alignlab.losses import Loss
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
+from alignlab.runtime import check_one_device
 from alignlab.scoring import choose_layout, router_of
 
 from .step import PreferenceStep
 
+logger = logging.getLogger(__name__)
 LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
 
@@ -27,6 +30,28 @@ def options_of(model: str | nn.Module) -> ModelOptions:
     if isinstance(model, str):
         return ModelOptions(name_or_path=model)
     return ModelOptions(name_or_path=str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
+
+
+def settle_devices(args: PreferenceConfig) -> None:
+    """Says what is done otherwise than the stock Trainer does: one device a process, and evaluation as in training.
+
+    Of several devices of one process the stock Trainer would give each a part of every tensor, cut along its first
+    dimension, which cuts rows and prompts in pieces.
+    """
+    if args.bf16_full_eval or args.fp16_full_eval:
+        logger.warning(
+            "bf16_full_eval, fp16_full_eval: evaluation runs in the precision of training, in which the reference's "
+            "scores are made too; give bf16: true, or model.dtype, for both"
+        )
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d accelerators are visible, but a process trains on one (%s): start a process for each, for example "
+            "torchrun --nproc-per-node %d launch/train.py ...",
+            args.n_gpu,
+            args.device,
+            args.n_gpu,
+        )
+        args._n_gpu = 1
 
 
 def build_loss(loss: LossLike) -> Loss:
@@ -41,6 +66,7 @@ def build_policy(
 ) -> nn.Module:
     """Returns the model to train: loaded where a path was given, with a new adapter and without dropout if asked."""
     policy: nn.Module = models.load_model(options) if isinstance(model, str) else model
+    check_one_device("model", policy)
     models.guard_quantised(policy)
     if peft_config is not None:
         set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start

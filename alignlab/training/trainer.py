@@ -22,7 +22,16 @@ from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
 from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision
 
-from .assembly import LossLike, build_loss, build_policy, build_step, build_sync, options_of, shared_layout
+from .assembly import (
+    LossLike,
+    build_loss,
+    build_policy,
+    build_step,
+    build_sync,
+    options_of,
+    settle_devices,
+    shared_layout,
+)
 from .batch import any_logps
 from .finite import RowLosses
 from .guard import Quiet, check_reference
@@ -80,6 +89,7 @@ class PreferenceTrainer(ResumableTrainer):
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
+        settle_devices(args)
         policy = build_policy(model, options, args, peft_config)
         super().__init__(
             model=policy,

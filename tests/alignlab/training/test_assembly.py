@@ -1,0 +1,62 @@
+"""What a trainer is made of: one device a process, a model on one device, and what is said where that is not so."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import make_model, make_rows
+
+from alignlab.config import PreferenceConfig
+from alignlab.training import PreferenceTrainer
+
+SPLIT = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, "model.norm": "cpu", "lm_head": 1}
+
+
+def trainer(
+    tokenizer: Any, folder: Path, model: Any = None, ref_model: Any = None, devices: int = 0, **options: Any
+) -> Any:
+    """Returns a trainer of one step, in a process that sees so many accelerators."""
+    args = PreferenceConfig(str(folder), max_steps=1, save_strategy="no", disable_tqdm=True, **options)
+    assert args.device.type == "cpu"
+    args._n_gpu = devices
+    return PreferenceTrainer(model or make_model(), args, "dpo", make_rows(8), None, tokenizer, ref_model=ref_model)
+
+
+@pytest.mark.parametrize("name", ["model", "ref_model"])
+def test_a_model_on_several_devices_is_refused_by_name(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    split = make_model()
+    split.hf_device_map = SPLIT
+    with pytest.raises(ValueError, match=rf"^{name}: device_map has put it on several devices \(0, 1, cpu\)"):
+        trainer(tokenizer, tmp_path, **{name: split})
+
+
+def test_a_model_that_a_map_put_on_one_device_is_taken(tokenizer: Any, tmp_path: Path) -> None:
+    """As ``device_map={"": 0}`` does, and our own loading of quantised weights."""
+    whole = make_model()
+    whole.hf_device_map = {"": "cpu"}
+    assert trainer(tokenizer, tmp_path, whole).train().global_step == 1
+
+
+def test_a_process_that_sees_several_devices_trains_on_one(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stock Trainer would wrap the model in DataParallel, which cuts packed rows and their prompts in pieces."""
+    with caplog.at_level(logging.WARNING, "alignlab"):
+        run = trainer(tokenizer, tmp_path, devices=3)
+        run.train()
+    assert "3 accelerators are visible, but a process trains on one" in caplog.text
+    assert "torchrun --nproc-per-node 3" in caplog.text
+    assert type(run.model_wrapped).__name__ == "LlamaForCausalLM"
+    assert run.args.train_batch_size == run.args.per_device_train_batch_size
+
+
+def test_full_evaluation_in_half_precision_is_said_to_be_training_s(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "alignlab"):
+        run = trainer(tokenizer, tmp_path, bf16_full_eval=True)
+    assert "bf16_full_eval, fp16_full_eval: evaluation runs in the precision of training" in caplog.text
+    assert str(next(run.model.parameters()).dtype) == "torch.float32"
