@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,52 +12,12 @@ from unittest.mock import patch
 import pretend
 import pytest
 import torch
-import zoo_ranks
 from pretend import DEVICE, MixedDevices, is_there
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from pretend_runs import Runs, close, figures, lora, on_the_device
+from transformers import Trainer, TrainingArguments
+from zoo_ranks import CASES
 
 from alignlab import losses
-from alignlab.config import PreferenceConfig
-from alignlab.training import PreferenceTrainer
-
-GROUPS = ("many", "few")
-
-
-class Runs:
-    """Makes trainers over one tiny model; sets are tokenised once for each kind of needs."""
-
-    def __init__(self, tokenizer: Any, folder: Path) -> None:
-        self.tokenizer, self.folder = tokenizer, folder
-        self.sets: dict[Any, Any] = {}
-        zoo_ranks.save_scorer(folder)
-
-    def trainer(self, loss: str | Mapping[str, Any], model: Any = None, **options: Any) -> PreferenceTrainer:
-        """Returns a trainer of two steps, with an evaluation set."""
-        built = losses.build(loss)
-        extra = {name: options.pop(name) for name in ("peft_config", "ref_model") if name in options}
-        args = PreferenceConfig(
-            **{
-                "output_dir": str(self.folder / "run"),
-                "score_cache_dir": str(self.folder / "scores"),
-                "scorers": {name: str(self.folder / "scorer") for name in built.needs.scorers} or None,
-                "max_steps": 2,
-                "per_device_train_batch_size": 4,
-                "learning_rate": 2e-3,
-                "lr_scheduler_type": "constant",
-                "logging_steps": 1,
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "optim": "adamw_torch",
-                **options,
-            }
-        )
-        rows = self.sets.get(built.needs) or zoo_ranks.rows_for(built.needs)
-        made = PreferenceTrainer(
-            zoo_ranks.tiny(0) if model is None else model, args, built, rows, rows, self.tokenizer, **extra
-        )
-        made.remove_callback(PrinterCallback)
-        self.sets[built.needs] = made.data.train
-        return made
 
 
 @pytest.fixture(scope="module")
@@ -66,31 +26,6 @@ def runs(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     gc.freeze()  # the Trainer collects garbage in every run
     yield Runs(tokenizer, tmp_path_factory.mktemp("pretend"))
     gc.unfreeze()
-
-
-def figures(run: PreferenceTrainer) -> dict[str, Any]:
-    """Trains and evaluates; returns the losses of the steps and the figures of the evaluation, times left out."""
-    run.train()
-    steps = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    timed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
-    return {"losses": steps, **{name: value for name, value in run.evaluate().items() if name not in timed}}
-
-
-def on_the_device(make: Callable[[], PreferenceTrainer], *contexts: Any) -> tuple[PreferenceTrainer, dict[str, Any]]:
-    """Makes a trainer on the pretend device, trains and evaluates it there; returns it and its figures."""
-    with ExitStack() as stack:
-        for context in (pretend.accelerator(), *contexts):
-            stack.enter_context(context)
-        run = make()
-        found = figures(run)
-        assert run.args.device == DEVICE
-        assert {weight.device for weight in run.model.parameters()} == {DEVICE}
-        return run, found
-
-
-def close(expected: Mapping[str, Any]) -> Any:
-    """Within float32's rounding; sums of squares in the 100000s are held to 1e-6 of their size."""
-    return {name: pytest.approx(value, abs=2e-4, rel=1e-5) for name, value in expected.items()}
 
 
 # ---- the device itself -----------------------------------------------------------------------------------------------
@@ -201,7 +136,16 @@ def test_the_reference_is_scored_and_the_layout_chosen_wherever_the_model_was_le
         assert before["eval_rewards/margins"] == pytest.approx(0.0, abs=1e-5)
 
 
-def lora() -> Any:
-    from peft import LoraConfig
+# ---- the zoo ---------------------------------------------------------------------------------------------------------
 
-    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_loss_trains_and_evaluates_as_on_the_cpu(case: str, runs: Runs) -> None:
+    """Packed rows there against flat rows here; pairs given to a loss over labelled completions are joined again."""
+    run, found = on_the_device(lambda: runs.trainer(CASES[case]))
+    assert run.layout == "rows"
+    assert found == close(figures(runs.trainer(CASES[case])))
+    needs = losses.build(CASES[case]).needs
+    if needs.data == "labelled" and "eval_rewards/chosen" in found:
+        assert 0 <= found["eval_rewards/accuracies"] <= 1

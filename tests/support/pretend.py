@@ -19,15 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
+
+from alignlab.scoring import head
 
 DEVICE = torch.device("lazy", 0)
 _AT, _COPIES = torch.ops.prim.device.default, ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
@@ -110,8 +115,15 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         there = False
     if not there and asked is None:
         return func(*args, **kwargs)
-    result = func(*tree_map(_own, args), **tree_map(_own, kwargs))
+    owned = tree_map(_own, args)
+    if func._schema.name == "aten::histc":  # a GPU counts whole numbers, the CPU has no kernel for it
+        result = func(owned[0].float(), *owned[1:], **kwargs).to(owned[0].dtype)
+    else:
+        result = func(*owned, **tree_map(_own, kwargs))
     if func._schema.is_mutable and args and result is _own(args[0]):
+        if torch.Tag.inplace_view in func.tags:  # its shape changes in place, so ours must
+            with no_dispatch():
+                func(*args, **kwargs)
         return args[0]
     return tree_map(_pretend, result) if there else result
 
@@ -144,6 +156,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: lis
 
 # ---- the places where Python asks for a device without an operation that is dispatched -------------------------------
 
+_load: Any = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 _tensor, _autocast = torch.tensor, torch.autocast.__init__
 _is_autocast, _autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
@@ -162,8 +175,15 @@ def _begun(self: Any, device_type: str, *args: Any, **options: Any) -> None:
     _autocast(self, _plain(device_type), *args, **options)
 
 
-def _constant(value: Any) -> property:
-    return property(lambda _: value, lambda _, __: None)
+def _loaded(cls: type, *args: Any, **options: Any) -> Any:
+    """Loads a model as ever: its files are read to the CPU, by threads that do not know of the device."""
+    with _disable_current_modes():
+        return _load(cls, *args, **options)
+
+
+def _stored(name: str, value: Any) -> property:
+    """Returns a property that hides what is stored under its name, and is there again when it goes."""
+    return property(lambda _: value, lambda self, given: self.__dict__.__setitem__(name, given))
 
 
 def _device_of(args: TrainingArguments) -> torch.device:
@@ -178,12 +198,15 @@ def accelerator() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, value in (
             (TrainingArguments, "device", property(_device_of)),
-            (Accelerator, "device", _constant(DEVICE)),
-            (PartialState, "device", _constant(DEVICE)),
-            (AcceleratorState, "device", _constant(DEVICE)),
+            (Accelerator, "device", _stored("device", DEVICE)),
+            (PartialState, "device", _stored("device", DEVICE)),
+            (AcceleratorState, "device", _stored("device", DEVICE)),
+            (PreTrainedModel, "from_pretrained", classmethod(_loaded)),
             (torch, "tensor", _made),
             (torch.autocast, "__init__", _begun),
             (torch, "is_autocast_enabled", lambda kind="cuda": _is_autocast(_plain(kind))),
+            (torch, DEVICE.type, SimpleNamespace(_initialized=False)),  # what checkpointing asks for random states
+            (head, "nn", SimpleNamespace(Linear=nn.Linear, Parameter=Pretend)),  # a plain weight's type there
             (torch, "get_autocast_dtype", lambda kind: _autocast_dtype(_plain(kind))),
         ):
             stack.enter_context(patch.object(owner, name, value, create=True))
