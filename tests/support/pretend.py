@@ -156,7 +156,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: lis
 
 # ---- the places where Python asks for a device without an operation that is dispatched -------------------------------
 
-_load: Any = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+_load: Any = PreTrainedModel.from_pretrained.__func__
 _tensor, _autocast = torch.tensor, torch.autocast.__init__
 _is_autocast, _autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
