@@ -20,8 +20,6 @@ from pretend_runs import Runs, close, figures, lora, on_the_device
 from transformers import AutoModelForCausalLM
 
 from alignlab.config import load_config
-from alignlab.evaluation import EvalOptions, evaluate
-from alignlab.evaluation import flat as flat_figures
 from alignlab.run import train
 from alignlab.scoring import FLAT, forward
 
@@ -145,23 +143,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(runs: Runs, tmp_
         ]
 
 
-def numbers(figures: Any) -> dict[str, float]:
-    """Returns the figures that are numbers, under one name each."""
-    return {name: value for name, value in flat_figures(figures).items() if isinstance(value, int | float)}
-
-
-def test_a_whole_run_writes_its_report_and_what_it_saved_is_evaluated(tmp_path: Path) -> None:
-    """As the commands do: config to report, then held-out pairs and answers of the saved model."""
+def test_a_whole_run_writes_its_report(tmp_path: Path) -> None:
+    """As the command does: config to report, with answers to held-out prompts before and after."""
     engine_ranks.prepare(tmp_path)
     values = engine_ranks.settings(tmp_path, tmp_path / "run", "dpo", max_steps=2, report=True, report_samples=2)
     with pretend.accelerator():
         folder = train(load_config({**values, "optim": "adamw_torch", "eval_strategy": "steps", "eval_steps": 1}))
         assert "<html" in (folder / "report.html").read_text()
         assert len(json.loads((folder / "samples.json").read_text())) == 2
-        options = EvalOptions(
-            str(folder), str(tmp_path / "eval_pairs.jsonl"), str(tmp_path / "model"), generate=2, max_new_tokens=4
-        )
-        result = evaluate(options)
-    here = evaluate(options)
-    assert numbers(result["pairs"]) == close(numbers(here["pairs"]))
-    assert result["answers"]["answers"] == 2
