@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from .attention import attention_plan
+
 PROMPT = "prompt"
 Mode = Literal["padded", "rows", "flat"]
 MOST_PADDING = 0.05  # share of the positions of packed rows that may be padding
@@ -73,6 +75,7 @@ def layout_fields(
         input_ids: ``[R, S]`` int64, the rows that go through the model.
         attention_mask: ``[R, S]`` int64, in padded mode only.
         position_ids: ``[R, S]`` int64, in packed modes only; they restart at the prompt's end for each completion.
+        plan: of one packed row, the table of its ``AttentionPlan``, int32.
         trees: in packed modes, for each tree (row, first position, tokens of the prompt, of each completion ...).
         predict: ``[M]`` int64, indices into the flattened ``[R * S]`` positions whose output predicts a needed token.
         target: ``[M]`` int64, the token predicted there.
@@ -196,5 +199,8 @@ class _Canvas:
             "shares": torch.from_numpy(self.shares),
         }
         if packed:
-            return {**layout, "position_ids": torch.from_numpy(self.position_ids), "trees": self.trees}
+            layout |= {"position_ids": torch.from_numpy(self.position_ids)}
+            if len(self.input_ids) == 1:
+                layout["plan"] = attention_plan([tree[2:] for tree in self.trees]).table
+            return {**layout, "trees": self.trees}
         return {**layout, "attention_mask": (layout["shares"] > 0).long()}

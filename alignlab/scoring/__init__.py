@@ -6,7 +6,7 @@ Never here: a loss of preferences, a file, or a collective.
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
 from .head import LazyHead, head_of
 from .logits import Head
-from .packing import FLAT, UnsupportedModel, model_inputs
+from .packing import FLAT, TREES, UnsupportedModel, model_inputs
 from .positions import hidden_positions
 from .probe import base_of, choose_layout
 from .rounding import jolted
@@ -14,6 +14,7 @@ from .router import Router, router_of
 
 __all__ = [
     "FLAT",
+    "TREES",
     "Distributions",
     "Head",
     "LazyHead",

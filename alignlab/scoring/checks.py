@@ -47,6 +47,7 @@ class Trial:
         model: as it will be run. base: the transformers model inside.
         pad_id: token that pads rows. mode: the layout.
         attention: the implementation that runs it. stock: the one that runs plain rows, and whose word is taken.
+        kernels: whether flat rows go through kernels; None: as their lengths and the dtype say.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class Trial:
     mode: Mode
     attention: str
     stock: str
+    kernels: bool | None = None
 
     def layout(self, mode: Mode) -> Layout:
         """Returns the samples, laid out, where the model is."""
@@ -65,7 +67,8 @@ class Trial:
     def packed(self) -> Layout:
         """Returns the samples in the layout on trial; the model's attention is then the one that runs it."""
         self.base.set_attn_implementation(self.attention)
-        return self.layout(self.mode)
+        layout = self.layout(self.mode)
+        return layout if self.kernels is None else {**layout, "kernels": self.kernels}
 
     def scores(self, *, plain: bool = False) -> Tensor:
         """Returns the log-probabilities of the samples' tokens, ``[tokens]``."""

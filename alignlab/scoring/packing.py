@@ -1,4 +1,4 @@
-"""Packed, prefix-shared rows through a model: masks by layer type, and attention tree by tree over one flat row."""
+"""Packed, prefix-shared rows through a model: masks by layer type, attention tree by tree, or a plan for kernels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .planned import Plans, planned_attention, refuse, tree_plans, uses_kernels
+
 FLAT = "alignlab_flat"  # the attention implementation that takes flat rows, and plain ones as sdpa does
+TREES = "alignlab_trees"  # the same, with kernels in the place of masks where they are faster
 Window = tuple[int | None, int | None]  # sliding window, attention chunk; both in positions
 
 
@@ -74,22 +78,30 @@ def model_inputs(model: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
     if "trees" not in layout:
         return {"input_ids": layout["input_ids"], "attention_mask": layout["attention_mask"], **router}
     windows = layer_windows(config)
+    inputs = {"input_ids": layout["input_ids"], "position_ids": layout["position_ids"], **router}
+    if config._attn_implementation == TREES and uses_kernels(layout, model.dtype):
+        # One number stands for all masks, so that a model which loses the plan on its way is found.
+        one = _stand_in(layout)
+        kinds = list(windows.values()) if isinstance(windows, dict) else [windows]
+        plans = tree_plans(layout, {chunk for _, chunk in kinds})
+        named = dict.fromkeys(windows, one) if isinstance(windows, dict) else one
+        return {**inputs, "attention_mask": named, "tree_plans": plans}
     if isinstance(windows, dict):
         mask: Any = {name: _mask(config, model, layout, window) for name, window in windows.items()}
     else:
         mask = _mask(config, model, layout, windows)
-    return {"input_ids": layout["input_ids"], "attention_mask": mask, "position_ids": layout["position_ids"], **router}
+    return {**inputs, "attention_mask": mask}
 
 
 def _mask(config: Any, model: Any, layout: Mapping[str, Any], window: Window) -> Any:
     """Returns the mask of one layer type in the form that the model's attention implementation takes."""
     implementation = config._attn_implementation
-    if implementation == FLAT and layout["input_ids"].shape[0] == 1:
+    if implementation in (FLAT, TREES) and layout["input_ids"].shape[0] == 1:
         return flat_mask(layout, window)
     if implementation == "flex_attention":
         return _block_mask(layout, window)
     allow = _dense_mask(layout, window)
-    if implementation in ("sdpa", FLAT):
+    if implementation in ("sdpa", FLAT, TREES):
         return allow
     # Eager adds the mask to the scores: a boolean one would be silently wrong.
     return torch.zeros_like(allow, dtype=model.dtype).masked_fill_(~allow, torch.finfo(model.dtype).min)
@@ -127,13 +139,16 @@ def flat_mask(layout: Mapping[str, Any], window: Window) -> Tensor:
 
     transformers hands a 4D mask on to the attention function untouched, through gradient checkpointing as well.
     """
-    ids = layout["input_ids"]
     lengths = [tree[2:] for tree in layout["trees"]]
     ends = list(accumulate(map(sum, lengths)))
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    mask = _stand_in(layout)
     spans = zip([0, *ends[:-1]], ends, lengths, strict=True)
-    mask.trees = [(start, end, tree_mask(n, window, ids.device)[None, None]) for start, end, n in spans]  # type: ignore[attr-defined]
+    mask.trees = [(start, end, tree_mask(n, window, mask.device)[None, None]) for start, end, n in spans]  # type: ignore[attr-defined]
     return mask
+
+
+def _stand_in(layout: Mapping[str, Any]) -> Tensor:
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=layout["input_ids"].device)
 
 
 def flat_attention(
@@ -144,25 +159,56 @@ def flat_attention(
     No [S, S] mask is made and no token pays for another tree: the cost is the sum of the trees' squares.
 
     Raises:
-        UnsupportedModel: an attention with sinks or a position bias, which tree-by-tree SDPA would drop, or a model
-            that lost the trees on the way.
+        UnsupportedModel: a model that lost the trees on the way.
+        UnsupportedAttention: an attention with a soft-cap or a position bias, which SDPA would drop.
     """
     trees = getattr(attention_mask, "trees", None)
     if trees is None:
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
-            raise UnsupportedModel("the model changes the attention mask that it is given")
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
-    for name in ("s_aux", "position_bias", "softcap"):
-        if options.get(name) is not None:
-            raise UnsupportedModel(f"attention with {name}")
+            raise UnsupportedModel("the model changes the attention mask that it is given, or drops the plan beside it")
+        return _plain(module, query, key, value, attention_mask, **options)
+    refuse(options)
     parts = [
-        sdpa_attention_forward(
-            module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], mask, **options
-        )[0]
+        _plain(module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], mask, **options)[0]
         for start, end, mask in trees
     ]
     return torch.cat(parts, dim=1), None
 
 
+def trees_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tree_plans: Plans | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attends within each tree of a flat row by kernels that need no mask; without a plan as ``flat_attention``."""
+    if tree_plans is None:
+        return flat_attention(module, query, key, value, attention_mask, **options)
+    return planned_attention(module, query, key, value, tree_plans, **options), None
+
+
+def _plain(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attends as SDPA does, and with sinks as it cannot: a key and value of zeros whose score the mask adds."""
+    sinks = options.pop("s_aux", None)
+    if sinks is not None:
+        queries, keys = query.shape[2], key.shape[2]
+        if mask is None:
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
+        scores = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+        scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min)
+        rows, heads = query.shape[:2]
+        sink = sinks.to(query.dtype)[None, :, None, None].expand(rows, heads, queries, 1)
+        mask = torch.cat([scores.expand(rows, heads, queries, keys), sink], -1)
+        key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+    return sdpa_attention_forward(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
+
+
 AttentionInterface.register(FLAT, flat_attention)
-AttentionMaskInterface.register(FLAT, sdpa_mask)
+AttentionInterface.register(TREES, trees_attention)
+for _name in (FLAT, TREES):  # of plain rows: packed ones bring what they need
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from torch import nn
 
 from alignlab.data import Mode
 from alignlab.runtime import evaluating, true_float32, unwrap
 
 from .checks import Trial, difference, leak, miscalled, short_windows
-from .packing import FLAT, UnsupportedModel, layer_windows
+from .packing import FLAT, TREES, UnsupportedModel, layer_windows
 from .twin import REACH, NoTwin, build_twin, twin_config
 
 logger = logging.getLogger(__name__)
 _MODES: tuple[Mode, ...] = ("flat", "rows", "padded")
-_MASKED = ("sdpa", "eager", "flex_attention", FLAT)  # attention that takes a mask of trees
+_MASKED = ("sdpa", "eager", "flex_attention")  # attention that takes a mask of trees
+_OURS = (FLAT, TREES)
 _verdicts: dict[tuple[Any, ...], str | None] = {}  # of twins: every model of a run, and every run, asks again
 
 
@@ -60,7 +63,7 @@ def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
         if requested == "packed":
             raise ValueError(f"layout: packed was asked for, but {reason}; allowed here: auto, padded")
         _say_once(logging.WARNING, f"rows are padded and prompts repeated, because {reason}")
-    assert mode != "flat" or all(base_of(model).config._attn_implementation == FLAT for model in candidates)
+    assert mode != "flat" or all(base_of(model).config._attn_implementation in _OURS for model in candidates)
     return mode
 
 
@@ -90,24 +93,29 @@ def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
     sharded = any(hasattr(parameter, "ds_id") for parameter in base.parameters())
     device = PartialState().device if sharded else next(base.parameters()).device
     name, before = type(base).__name__, base.config._attn_implementation
-    if reason := _known_to_fail(base.config.get_text_config(), before):
+    candidates = _candidates(base, device)
+    if reason := _known_to_fail(base.config.get_text_config(), before if not candidates else ""):
         return "padded", f"{name} has {reason}"
-    for candidate in _candidates(before, device):
+    for candidate in candidates:
         found = _twin_fails(base, candidate, device, pad_id)
         reason = found or ""
         if found is None and sharded:
             reason = "cannot be checked: ZeRO-3 has sharded it, and no small twin of it can be built"
         if not reason and not sharded:
             reason = _fails(model, base, candidate, pad_id, alone=found is None)
-        base.set_attn_implementation(candidate.attention if not reason else _stock_of(before))
+        base.set_attn_implementation(candidate.attention if not reason else _stock_of(base, before))
         if not reason:
             return candidate.mode, ""
     return "padded", f"{name} in packed rows {reason}"
 
 
 def _known_to_fail(config: Any, attention: str) -> str:
-    """Returns what the checks cannot see, or must not run: flash attention given a mask of trees faults its device."""
-    if attention not in _MASKED:
+    """Returns what the checks cannot see, or must not run: flash attention given a mask of trees faults its device.
+
+    Args:
+        attention: that of the model where no layout takes it.
+    """
+    if attention:
         return f"attn_implementation: {attention}, which takes no mask of trees (sdpa, eager and flex_attention do)"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = {str(rope.get("rope_type", rope.get("type", "")))} | {
@@ -124,17 +132,44 @@ def _known_to_fail(config: Any, attention: str) -> str:
     return ""
 
 
-def _candidates(attention: str, device: torch.device) -> list[Candidate]:
-    """Returns the layouts that a model with such attention could take, the best first."""
-    if attention not in ("sdpa", FLAT):
-        return [Candidate("rows", attention)]
-    flat = [Candidate("flat", FLAT, counted=True)] if device.type == "cpu" else []
-    return [*flat, Candidate("rows", "sdpa")]
+def _candidates(base: Any, device: torch.device) -> list[Candidate]:
+    """Returns the layouts that a model with such attention could take, the best first.
+
+    Flash attention is never given a mask of trees, only kernels that need none. A model that is to be run eagerly
+    although it offers SDPA stays so.
+    """
+    attention, on_cpu = base.config._attn_implementation, device.type == "cpu"
+    trees = [Candidate("flat", TREES, counted=True, half=not on_cpu)] if _takes_kernels(base, device) else []
+    if attention in _OURS or attention == "sdpa":
+        flat = [Candidate("flat", FLAT, counted=True)] if on_cpu and base._supports_sdpa else []
+        return [*trees, *flat, Candidate("rows", _stock_of(base, attention))]
+    if attention not in _MASKED:
+        return trees
+    own = attention == "eager" and not base._supports_sdpa
+    return [*(trees if own else []), Candidate("rows", attention)]
+
+
+def _takes_kernels(base: Any, device: torch.device) -> bool:
+    """Returns whether the kernels could run a model: in half precision on an NVIDIA GPU since Ampere, or on a CPU."""
+    if any(_dropout_of(module) for module in base.modules()):
+        return False
+    if device.type != "cuda":
+        return device.type == "cpu"
+    mixed = AcceleratorState().mixed_precision if AcceleratorState._shared_state else "no"
+    half = base.dtype.itemsize == 2 or torch.is_autocast_enabled("cuda") or mixed in ("bf16", "fp16")
+    return half and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _dropout_of(module: nn.Module) -> float:
+    """Returns the dropout of attention weights, which the kernels do not have."""
+    found = getattr(module, "attention_dropout", getattr(module, "attn_dropout", 0.0))
+    rate = getattr(found, "p", found)
+    return rate if isinstance(rate, float) else 0.0
 
 
 def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: int) -> str | None:
     """Returns what the first failing check found on the twin, or ""; None where there is no twin. Kept by config."""
-    stock = _stock_of(base.config._attn_implementation)
+    stock = _stock_of(base, base.config._attn_implementation)
     key = (type(base), base.config.to_json_string(use_diff=False), stock, candidate, str(device), pad_id)
     if key not in _verdicts:
         with torch.no_grad(), _without_autocast(device), true_float32():
@@ -152,14 +187,15 @@ def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: i
     return _verdicts[key]
 
 
-def _stock_of(attention: str) -> str:
+def _stock_of(base: Any, attention: str) -> str:
     """Returns the attention that runs plain rows of such a model as transformers does."""
-    return "sdpa" if attention == FLAT else attention
+    return ("sdpa" if base._supports_sdpa else "eager") if attention in _OURS else attention
 
 
 def _twin(base: Any, candidate: Candidate, pad_id: int) -> Trial:
     """Returns a twin, as narrow as can be, that scores plain rows."""
-    failures, stock = [], _stock_of(base.config._attn_implementation)
+    failures, stock = [], _stock_of(base, base.config._attn_implementation)
+    stock = stock if stock in _MASKED else _stock_of(base, TREES)  # on the CPU there is no flash attention by name
     for narrow in (True, False):
         try:
             twin = build_twin(type(base), twin_config(base.config, narrow=narrow), stock)
@@ -174,7 +210,8 @@ def _twin(base: Any, candidate: Candidate, pad_id: int) -> Trial:
 
 def _fails(model: Any, base: Any, candidate: Candidate, pad_id: int, *, alone: bool) -> str:
     """Returns what the first failing check found on the model itself, or ""; ``alone``: without a twin's word."""
-    trial = Trial(model, base, pad_id, candidate.mode, candidate.attention, _stock_of(base.config._attn_implementation))
+    stock = _stock_of(base, base.config._attn_implementation)
+    trial = Trial(model, base, pad_id, candidate.mode, candidate.attention, stock)
     with evaluating(model):
         found = _first_found(trial, candidate, exact=False)
         if alone and not found:
@@ -184,9 +221,15 @@ def _fails(model: Any, base: Any, candidate: Candidate, pad_id: int, *, alone: b
 
 
 def _first_found(trial: Trial, candidate: Candidate, *, exact: bool) -> str:
+    """Returns what the first failing check found; on a CPU long rows go through kernels and short ones do not."""
+    both = candidate.attention == TREES and next(trial.base.parameters()).device.type == "cpu"
     try:
-        found = difference(trial, exact=exact) or leak(trial)
-        return miscalled(trial) if candidate.counted and not found else found
+        for kernels in (True, False) if both else (None,):
+            one = replace(trial, kernels=kernels)
+            found = difference(one, exact=exact) or leak(one) or (miscalled(one) if candidate.counted else "")
+            if found:
+                return found
+        return ""
     except Exception as error:  # whatever a model raises when given packed rows is a reason not to
         return f"raises {type(error).__name__}: {error}"
 

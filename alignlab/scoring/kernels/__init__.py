@@ -3,7 +3,6 @@
 Never here: a model, a layout, or a score: queries, keys, values and a plan go in.
 """
 
-from .calls import AttentionCalls, counted_calls
 from .trees import UnsupportedAttention, tree_attention
 
-__all__ = ["AttentionCalls", "UnsupportedAttention", "counted_calls", "tree_attention"]
+__all__ = ["UnsupportedAttention", "tree_attention"]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from alignlab.data import AttentionPlan
 
-from .calls import count_call
 from .ops import tree_forward
 
 WIDEST = 256  # of a head, on a GPU
@@ -45,7 +44,6 @@ def tree_attention(
     Raises:
         UnsupportedAttention: dtypes, heads, widths or a plan that the kernels would take and get wrong.
     """
-    count_call()
     device = q.device.type
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)

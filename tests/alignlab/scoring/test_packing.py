@@ -36,7 +36,7 @@ PACKED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3": ("Gemma3TextConfig", {**SHAPE, "sliding_window": 8, "head_dim": 8}, "flat"),
     "phi3": ("Phi3Config", {**SHAPE, "sliding_window": 8}, "flat"),
     "gpt2": ("GPT2Config", GPT2, "flat"),
-    "gpt_oss": ("GptOssConfig", {**SHAPE, "sliding_window": 8, "head_dim": 8, "num_local_experts": 4}, "rows"),
+    "gpt_oss": ("GptOssConfig", {**SHAPE, "sliding_window": 8, "head_dim": 8, "num_local_experts": 4}, "flat"),
 }
 MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 16, "num_heads": 8}
 MAMBA |= {"head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 8}

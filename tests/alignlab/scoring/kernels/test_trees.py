@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from alignlab.data import attention_plan
-from alignlab.scoring.kernels import UnsupportedAttention, counted_calls, tree_attention
+from alignlab.scoring.kernels import UnsupportedAttention, tree_attention
 from alignlab.scoring.packing import tree_mask
 
 
@@ -184,15 +184,3 @@ def test_what_kernels_would_take_and_get_wrong_is_refused(change: dict[str, Any]
     given |= {"plan": attention_plan([[3, 2, 1]]), "sinks": None} | change
     with pytest.raises(UnsupportedAttention, match=message):
         tree_attention(**given)
-
-
-def test_calls_are_counted() -> None:
-    """Only within, and each call once."""
-    q = torch.zeros(3, 1, 8)
-    plan = attention_plan([[1, 1, 1]])
-    tree_attention(q, q, q, plan)
-    with counted_calls() as calls:
-        tree_attention(q, q, q, plan)
-        tree_attention(q, q, q, plan)
-    tree_attention(q, q, q, plan)
-    assert calls.trees == 2
