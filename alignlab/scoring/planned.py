@@ -31,8 +31,9 @@ def uses_kernels(layout: Mapping[str, Any], dtype: torch.dtype) -> bool:
         return False
     if "kernels" in layout:
         return bool(layout["kernels"])
-    if ids.device.type != "cpu":
-        return dtype.itemsize == 2 or torch.is_autocast_enabled(ids.device.type)
+    device = ids.device.type
+    if device != "cpu":
+        return dtype.itemsize == 2 or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
     return saved_cells([tree[2:] for tree in layout["trees"]]) >= WORTHWHILE
 
 

@@ -144,7 +144,7 @@ def _candidates(base: Any, device: torch.device) -> list[Candidate]:
         flat = [Candidate("flat", FLAT, counted=True)] if on_cpu and base._supports_sdpa else []
         return [*trees, *flat, Candidate("rows", _stock_of(base, attention))]
     if attention not in _MASKED:
-        return trees
+        return [] if on_cpu else trees
     own = attention == "eager" and not base._supports_sdpa
     return [*(trees if own else []), Candidate("rows", attention)]
 
