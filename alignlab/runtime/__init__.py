@@ -3,6 +3,7 @@
 Never here: anything about preferences.
 """
 
+from .compiled import compiled_layers, leave_uncompiled, uncompiled
 from .engine import check_engine, describe_engine, load_sharded
 from .environment import describe_environment
 from .modules import check_one_device, evaluating, is_sharded_at_load, placed, unsharded, unwrap
@@ -17,6 +18,7 @@ __all__ = [
     "check_engine",
     "check_one_device",
     "check_parallel",
+    "compiled_layers",
     "describe_engine",
     "describe_environment",
     "evaluating",
@@ -24,6 +26,7 @@ __all__ = [
     "gathered",
     "is_main",
     "is_sharded_at_load",
+    "leave_uncompiled",
     "load_sharded",
     "numerics_of",
     "placed",
@@ -31,6 +34,7 @@ __all__ = [
     "rank_and_ranks",
     "set_matmul_precision",
     "true_float32",
+    "uncompiled",
     "unsharded",
     "unwrap",
     "wait_for_all",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignlab.runtime import evaluating, unwrap
+from alignlab.runtime import evaluating, uncompiled, unwrap
 
 from .logits import Head
 
@@ -114,7 +114,7 @@ def _prove(model: nn.Module) -> Head | str:
 def _logits_of_four_tokens(model: nn.Module) -> Tensor:
     device = unwrap(model).get_input_embeddings().weight.device
     ids = torch.arange(4, device=device)[None]
-    with evaluating(model):  # dropout would draw from the random numbers of the run
+    with uncompiled(), evaluating(model):  # dropout would draw from the random numbers of the run
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits
 

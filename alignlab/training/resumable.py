@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from alignlab.checkpoints import (
     written_aside,
 )
 from alignlab.config import Difference, PreferenceConfig, duration
-from alignlab.runtime import check_engine, from_main, gathered, zero_stage
+from alignlab.runtime import check_engine, compiled_layers, from_main, gathered, leave_uncompiled, zero_stage
 
 from .resumption import ROWS_A_STEP, RunIdentity, apply_settings, compare, is_of_another_schedule, own_settings
 
@@ -44,6 +45,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        leave_uncompiled(self.accelerator)
         self.early_stop = EarlyStop(duration("max_wall_time", self.args.max_wall_time))
         self.add_callback(self.early_stop)
         self.differences: list[Difference] = []  # between the run that wrote a checkpoint and this one
@@ -70,7 +72,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 ``resume_with_changes`` says so; or another run is writing to the folder.
         """
         folder = Path(self._get_output_dir(trial))
-        with only_run_in(folder):
+        asked = self.args
+        compiling = compiled_layers(self.model, asked.torch_compile_backend, asked.torch_compile_mode)
+        with only_run_in(folder), compiling if asked.torch_compile else nullcontext():
             checkpoint = self._checked(resume_from_checkpoint, folder)
             self.differences = []
             if checkpoint is not None:

@@ -20,7 +20,7 @@ from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
-from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision
+from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision, uncompiled
 
 from .assembly import (
     LossLike,
@@ -303,7 +303,8 @@ class PreferenceTrainer(ResumableTrainer):
                     found.add(self.loss(batch, totals), batch, inputs)
         metrics = found.reduced()
         metrics["loss"] = metrics.pop("objective", float("nan"))
-        metrics |= self._answers(model, dataloader.dataset)
+        with uncompiled():  # every token of an answer is another length
+            metrics |= self._answers(model, dataloader.dataset)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(gathered(found.rows)))
 
