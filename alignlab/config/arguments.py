@@ -8,6 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_liger_kernel_available
 
 from alignlab.runtime import check_parallel
 
@@ -182,8 +183,26 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         if not torch.accelerator.is_available():
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
         super().__post_init__()
+        if self.use_liger_kernel:
+            vars(self)["liger_kernel_config"] = _liger_kernels(vars(self)["liger_kernel_config"])
         spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
         check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
+
+
+def _liger_kernels(asked: dict[str, bool] | None) -> dict[str, bool]:
+    """Returns which of Liger's kernels are wanted: what was asked for, and never its losses."""
+    if not is_liger_kernel_available():
+        raise ValueError(
+            "use_liger_kernel: needs the package liger-kernel, which is not installed, or is older than 0.3; "
+            "install it (pip install liger-kernel), or leave the key out"
+        )
+    losses = ("cross_entropy", "fused_linear_cross_entropy")
+    for name in losses:
+        if (asked or {}).get(name):
+            raise ValueError(
+                f"liger_kernel_config.{name}: it is a loss over labels; the loss here is a preference loss"
+            )
+    return {**(asked or {}), **dict.fromkeys(losses, False)}
 
 
 @cache

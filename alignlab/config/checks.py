@@ -50,7 +50,6 @@ _MOVED = {  # keys that people know from elsewhere -> what to write here
 
 _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
     "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
-    "use_liger_kernel": ((False,), "it fuses a loss over labels into the model; the loss here is a preference loss"),
     "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
     "include_num_input_tokens_seen": (("no", False), "it counts columns that batches of pairs do not have"),
     "average_tokens_across_devices": ((True,), "the objective is the mean over the rows of all ranks, not over tokens"),

@@ -5,6 +5,7 @@ Never here: a loss of preferences, a file, or a collective.
 
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
 from .head import LazyHead, head_of
+from .liger import use_liger
 from .logits import Head
 from .packing import FLAT, TREES, UnsupportedModel, model_inputs
 from .positions import hidden_positions
@@ -32,4 +33,5 @@ __all__ = [
     "router_of",
     "score",
     "token_kl",
+    "use_liger",
 ]

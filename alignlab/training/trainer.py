@@ -21,6 +21,7 @@ from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
 from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision, uncompiled
+from alignlab.scoring import use_liger
 
 from .assembly import (
     LossLike,
@@ -101,6 +102,9 @@ class PreferenceTrainer(ResumableTrainer):
             **kwargs,
         )
         self.loss.to(args.device)
+        if args.use_liger_kernel:
+            with self._placed():
+                use_liger(self.model, args.liger_kernel_config)
         precision = args.float32_matmul_precision
         error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
         self._numerics = numerics_of(self.accelerator, rounds_fp32=error > FULL_FP32)

@@ -18,7 +18,7 @@ def test_what_would_save_in_another_way_is_refused(key: str, tmp_path: Path) -> 
 
 
 def test_impossible_options_are_refused_from_python_too(tmp_path):
-    with pytest.raises(ValueError, match="use_liger_kernel: True cannot work here"):
-        PreferenceConfig(output_dir=str(tmp_path), use_liger_kernel=True)
+    with pytest.raises(ValueError, match="save_on_each_node: True cannot work here"):
+        PreferenceConfig(output_dir=str(tmp_path), save_on_each_node=True)
     with pytest.raises(ValueError, match="on_bad_row: expected one of error, skip, found 'drop'"):
         PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")

@@ -102,7 +102,7 @@ def test_keys_known_from_elsewhere_are_refused_with_what_to_write(key):
     [
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: 0.1 cannot work here"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: 'group_by_length' cannot work here"),
-        ({"use_liger_kernel": True}, "use_liger_kernel: True cannot work here"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: True cannot work here"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
         ({"max_length": 1}, "max_length: expected at least 2, found 1"),
         ({"reference": "adapter_off"}, "reference: adapter_off needs an adapter"),

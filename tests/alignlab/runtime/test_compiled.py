@@ -50,9 +50,9 @@ def test_two_graphs_for_ragged_batches_and_the_same_numbers(mode: Mode, checkpoi
     """Values and gradients are equal to the last bit; the graphs are those of one length and of any."""
     plain, compiled = make_model(num_hidden_layers=3), make_model(num_hidden_layers=3)
     for model in (plain, compiled):
-        model.set_attn_implementation("sdpa")  # type: ignore[operator]
+        model.set_attn_implementation("sdpa")
         if checkpointing:
-            model.train().gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            model.train().gradient_checkpointing_enable({"use_reentrant": False})
     with compiled_layers(compiled, "eager", None) as count:
         assert count == 3
         for lengths in LENGTHS:
