@@ -184,7 +184,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
         super().__post_init__()
         if self.use_liger_kernel:
-            vars(self)["liger_kernel_config"] = _liger_kernels(vars(self)["liger_kernel_config"])
+            self.liger_kernel_config: dict[str, bool] | None = _liger_kernels(self.liger_kernel_config)
         spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
         check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
 
