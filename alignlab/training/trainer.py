@@ -313,9 +313,5 @@ class PreferenceTrainer(ResumableTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(gathered(found.rows)))
 
     def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
-        return tqdm(
-            dataloader,
-            desc=description,
-            leave=False,
-            disable=self.args.disable_tqdm or not self.is_world_process_zero(),
-        )
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+        return tqdm(dataloader, desc=description, leave=False, disable=quiet)
