@@ -62,7 +62,7 @@ class Quiet:
 
     def of(self, field: str) -> Tensor:
         """Returns the scores of a field's rows, fillers left out."""
-        return self.logps[list(self.fields).index(field)][self.real]
+        return self.logps[list(self.fields).index(field)][self.real.to(self.logps.device)]
 
 
 def quiet_scores(score: Callable[[nn.Module], Tensor], model: nn.Module, inputs: Mapping[str, Any]) -> Quiet:
