@@ -10,6 +10,7 @@ import pytest
 from making import make_rows
 
 from alignlab import load_config, train
+from alignlab.data import check, write_page
 from alignlab.report.page import compare_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -155,4 +156,22 @@ def test_runs_side_by_side(browser, folder, tmp_path, width):
     assert result.page.evaluate("document.documentElement.scrollWidth") <= width
     assert result.page.evaluate(SPILLS) == []
     assert result.page.evaluate(SMALLEST_TEXT) >= 8
+    result.page.context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_data_check(browser, tmp_path, width):
+    rows = [{"prompt": text, "chosen": "a", "rejected": "b", "group": text} for text in HOSTILE]
+    rows += [{"prompt": [{"role": text, "content": "x"}], "chosen": "a", "rejected": "b"} for text in HOSTILE]
+    path = write_page(check(rows, progress=False), tmp_path / "check.html")
+    result = opened(browser, path, width)
+    assert result.page.title() == "Data check"
+    assert result.requests == []
+    assert result.errors == []
+    assert result.page.evaluate("document.documentElement.scrollWidth") <= width
+    words = result.page.locator("body").inner_text()
+    for text in (SCRIPT, HANDLER, STYLE, "\\u202etxt.exe\\u202c \\u2066x\\u2069"):
+        assert text in words
+    assert "\u202e" not in result.page.content()
+    result.page.screenshot(path=tmp_path / f"check_{width}.png", full_page=True)
     result.page.context.close()
