@@ -9,8 +9,6 @@ import pyarrow.compute as pc
 from .keys import KEY, content_key
 from .options import DataOptions
 
-CHUNK = 4096
-
 
 def partners(prompts: list[bytes], keys: list[bytes]) -> np.ndarray:
     """For each row, the row whose completion it is given: the next one, in the order of content, with another prompt.
@@ -42,25 +40,17 @@ def partners(prompts: list[bytes], keys: list[bytes]) -> np.ndarray:
     return result
 
 
-def mismatched_columns(table: pa.Table, options: DataOptions) -> dict[str, pa.ChunkedArray]:
-    """Returns ``mismatched_ids`` and ``mismatched_mask``, cut to what ``max_length`` leaves under each row's prompt,
-    and ``mismatched_key``, the content key of both under that prompt.
+def mismatched_rows(prompts: pa.ChunkedArray, others: pa.Table, options: DataOptions) -> dict[str, pa.Array]:
+    """Returns the completions of ``others`` as those of rows with ``prompts``.
 
-    Raises:
-        ValueError: all rows have the same prompt.
+    ``mismatched_ids`` and ``mismatched_mask`` are cut to what ``max_length`` leaves under each prompt;
+    ``mismatched_key`` is the content key of both under that prompt.
     """
-    result = partners(table["prompt_key"].to_pylist(), table["completion_key"].to_pylist())
-    columns: dict[str, list[pa.Array]] = {"mismatched_ids": [], "mismatched_mask": [], "mismatched_key": []}
-    for start in range(0, len(table), CHUNK):
-        chosen, prompts = pa.array(result[start : start + CHUNK]), table["prompt_ids"].slice(start, CHUNK)
-        lengths = pc.list_value_length(prompts).to_numpy()
-        ids = _cut(table["completion_ids"].take(chosen), lengths, options)
-        masks = _cut(table["completion_mask"].take(chosen), lengths, options)
-        three = [one.to_numpy(zero_copy_only=False) for one in (prompts, ids, masks)]
-        keys = pa.array([content_key(*row) for row in zip(*three, strict=True)], KEY)
-        for parts, new in zip(columns.values(), (ids, masks, keys), strict=True):
-            parts.append(new)
-    return {name: pa.chunked_array(parts) for name, parts in columns.items()}
+    lengths = pc.list_value_length(prompts).to_numpy()
+    ids, masks = (_cut(others[f"completion_{part}"], lengths, options) for part in ("ids", "mask"))
+    three = [one.to_numpy(zero_copy_only=False) for one in (prompts.combine_chunks(), ids, masks)]
+    keys = pa.array([content_key(*row) for row in zip(*three, strict=True)], KEY)
+    return {"mismatched_ids": ids, "mismatched_mask": masks, "mismatched_key": keys}
 
 
 def _cut(lists: pa.ChunkedArray, prompt_lengths: np.ndarray, options: DataOptions) -> pa.ListArray:

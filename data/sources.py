@@ -13,12 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
-from .known import FORMATS
+from .chunks import Chunk, Lines, Located, TableRows, chunked, given
 from .schema import Broken
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-Located = tuple[str, dict[str, Any] | Broken]
-"""``("file.jsonl:12", row)``: line of the file, 1-based (row of the table for parquet and arrow), and the row."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,6 @@ class Source:
             random half once more.
         split, name: split (default "train") and configuration of a hub data set.
         columns: ``{our name: their name}``.
-        format: the public set that the rows are read as, or "own"; None recognises it by its fields.
         rows: rows given as Python objects.
     """
 
@@ -40,42 +37,42 @@ class Source:
     split: str | None = None
     name: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    format: str | None = None
     rows: Any = None
 
     def __post_init__(self) -> None:
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 < self.weight < float("inf"):
             raise ValueError(f"{self}: weight must be a number above 0, found {self.weight!r}")
-        if self.format is not None and self.format not in FORMATS:
-            near = get_close_matches(str(self.format), FORMATS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{self}: format is {self.format!r}, allowed are {', '.join(FORMATS)}{hint}")
 
     def __str__(self) -> str:
         return self.path or "rows"
 
     def read(self) -> Iterator[Located]:
         """Yields every row with its place; a row that cannot be read comes as ``Broken``."""
-        for place, row in self._read():
-            yield place, (_renamed(row, self.columns) if self.columns and isinstance(row, dict) else row)
+        for chunk in self.chunks(1000):
+            yield from chunk.rows()
 
-    def _read(self) -> Iterator[Located]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Yields the rows in chunks of ``size`` at most, which are parsed where their ``rows`` are asked for."""
+        for chunk in self._chunks(size):
+            chunk.columns = self.columns
+            yield chunk
+
+    def _chunks(self, size: int) -> Iterator[Chunk]:
         if self.rows is not None:
-            for index, row in enumerate(self.rows):
-                yield f"row {index}", _checked(row)
+            yield from chunked(((f"row {index}", given(row)) for index, row in enumerate(self.rows)), size)
             return
         path = Path(self.path).expanduser()
         if path.is_dir():
-            if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-                yield from self._saved_dataset(path)
+            if is_saved_dataset(path):
+                yield from chunked(self._saved_dataset(path), size)
                 return
-            for file in _files_of(path):
-                yield from read_file(file)
+            for file in files_of(path):
+                yield from read_file(file, size)
         elif path.exists():
-            yield from read_file(path)
+            yield from read_file(path, size)
         else:
-            yield from self._hub()
+            yield from chunked(self._hub(), size)
 
     def _saved_dataset(self, path: Path) -> Iterator[Located]:
         import datasets
@@ -106,7 +103,7 @@ def open_sources(source: Any) -> list[Source]:
     """Turns what the user gave into sources that can be read more than once.
 
     Args:
-        source: a path or hub id, a mapping ``{path, weight, split, name, columns, format}``, a list of these, a
+        source: a path or hub id, a mapping ``{path, weight, split, name, columns}``, a list of these, a
             ``datasets.Dataset``, or any iterable of rows.
 
     Raises:
@@ -130,8 +127,8 @@ def open_sources(source: Any) -> list[Source]:
     return [Source(rows=source)]
 
 
-def read_file(path: Path) -> Iterator[Located]:
-    """Yields the rows of one file, by its suffix.
+def read_file(path: Path, size: int) -> Iterator[Chunk]:
+    """Yields the rows of one file in chunks, by its suffix.
 
     Raises:
         ValueError: the suffix is unknown or the file as a whole cannot be read (damaged gzip, parquet, json).
@@ -147,7 +144,7 @@ def read_file(path: Path) -> Iterator[Located]:
     if reader is None:
         raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(SUFFIXES)}, and .gz of the text ones")
     try:
-        yield from reader(path)
+        yield from reader(path, size)
     except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut off
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
@@ -156,32 +153,26 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _read_jsonl(path: Path) -> Iterator[Located]:
+def _read_jsonl(path: Path, size: int) -> Iterator[Chunk]:
     with _open(path) as file:
+        lines = Lines(str(path))
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark some editors write
             if line.strip():
-                yield f"{path}:{number}", _json_line(line)
+                lines.add(number, line)
+            if len(lines.lines) == size:
+                yield lines
+                lines = Lines(str(path))
+        if lines.lines:
+            yield lines
 
 
-def _json_line(line: bytes) -> dict[str, Any] | Broken:
-    try:
-        return _checked(json.loads(line.decode("utf-8").rstrip("\r\n")))
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 (byte {error.start} of the line)"
-    except json.JSONDecodeError as error:
-        reason = f"broken JSON: {error.msg} (column {error.colno})"
-    except RecursionError:
-        reason = "broken JSON: nested too deeply"
-    return Broken(reason, line.decode("utf-8", "backslashreplace").rstrip("\n"))
-
-
-def _read_json(path: Path) -> Iterator[Located]:
+def _read_json(path: Path, size: int) -> Iterator[Chunk]:
     with _open(path) as file:
         content = file.read()
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # many .json files are jsonl
-        yield from _read_jsonl(path)
+        yield from _read_jsonl(path, size)
         return
     try:
         rows = json.loads(content.decode("utf-8-sig"))
@@ -189,11 +180,14 @@ def _read_json(path: Path) -> Iterator[Located]:
         raise ValueError(f"{path}: not a JSON list in UTF-8: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON file must hold a list of rows, found {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}:{number}", _checked(row)
+    yield from chunked(((f"{path}:{number}", given(row)) for number, row in enumerate(rows, start=1)), size)
 
 
-def _read_csv(path: Path) -> Iterator[Located]:
+def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
+    yield from chunked(_csv_rows(path), size)
+
+
+def _csv_rows(path: Path) -> Iterator[Located]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -229,18 +223,18 @@ def _csv_value(name: str, text: str) -> Any:
     return value if not isinstance(value, str) else text
 
 
-def _read_parquet(path: Path) -> Iterator[Located]:
+def _read_parquet(path: Path, size: int) -> Iterator[Chunk]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        yield from _batches(path, file.iter_batches(batch_size=1024))
+        yield from _batches(path, file.iter_batches(batch_size=size), size)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
-def _read_arrow(path: Path) -> Iterator[Located]:
+def _read_arrow(path: Path, size: int) -> Iterator[Chunk]:
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as file:
@@ -250,29 +244,18 @@ def _read_arrow(path: Path) -> Iterator[Located]:
             except pyarrow.ArrowInvalid:  # the other of Arrow's two formats
                 reader = pyarrow.ipc.open_file(file)
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            yield from _batches(path, batches)
+            yield from _batches(path, batches, size)
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path}: cannot be read as arrow: {error}") from error
 
 
-def _batches(path: Path, batches: Iterable[Any]) -> Iterator[Located]:
+def _batches(path: Path, batches: Iterable[Any], size: int) -> Iterator[Chunk]:
     number = 0
     for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:{number}", row
-
-
-def _checked(row: Any) -> dict[str, Any] | Broken:
-    if isinstance(row, Mapping):
-        return dict(row)
-    return Broken(f"a row must be an object with named fields, found {type(row).__name__}", repr(row)[:1000])
-
-
-def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+        for start in range(0, len(batch), size):
+            part = batch.slice(start, size)
+            yield TableRows(str(path), number + 1, part)
+            number += len(part)
 
 
 def _from_mapping(entry: Mapping[str, Any]) -> Source:
@@ -287,12 +270,22 @@ def _from_mapping(entry: Mapping[str, Any]) -> Source:
     return Source(**{**entry, "path": str(entry["path"])})
 
 
-def _files_of(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """Returns the data files in a folder, in order of name.
+
+    Raises:
+        ValueError: there is none.
+    """
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     files = [file for file in files if Path(file.name.removesuffix(".gz")).suffix.lower() in SUFFIXES]
     if not files:
         raise ValueError(f"{folder}: the folder holds no data file ({', '.join(SUFFIXES)})")
     return files
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """True for a folder that ``datasets`` saved."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def _split_of(dataset: Any, split: str | None, path: str) -> str:

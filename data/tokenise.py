@@ -31,12 +31,14 @@ class Encoded:
         completions: by name; each has at least one token that counts.
         cut_prompt: whether truncation touched the prompt.
         cut_completions: how many completions it touched.
+        keys: content key of each completion, once the row is cut.
     """
 
     prompt: Ids
     completions: dict[str, Completion] = field(default_factory=dict)
     cut_prompt: bool = False
     cut_completions: int = 0
+    keys: dict[str, bytes] = field(default_factory=dict)
 
 
 class Tokeniser:

@@ -1,0 +1,131 @@
+"""A chunk of raw rows to token ids: what every worker does, the same whichever worker does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from .chunks import Chunk, Located
+from .formats import KNOWN_FIELDS, parse_row
+from .keys import content_key, row_key
+from .options import DataOptions
+from .schema import Broken, DataReport, Row, RowError
+from .table import encoded_batch, encoded_schema
+from .template import ChatTemplate, Rendering
+from .tokenise import Encoded, Tokeniser, truncate
+
+
+@dataclass(slots=True)
+class Unit:
+    """A good row: a pair, or a labelled completion.
+
+    Attributes:
+        number: which row of its chunk it is. place: file and line.
+        key: of its content. label: of a labelled row.
+        columns: its optional columns; named rewards are mappings still.
+        raw: the row as it was read, kept where its rewards are named, which other rows may contradict.
+        cut_prompt, cut_completions: what truncation touched.
+        ends_in_space, repeats_prompt: what is odd about a standard row.
+    """
+
+    number: int
+    place: str
+    key: bytes
+    label: bool | None
+    columns: dict[str, Any]
+    raw: Any
+    cut_prompt: bool
+    cut_completions: int
+    ends_in_space: bool
+    repeats_prompt: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a chunk of rows.
+
+    Attributes:
+        rows: how many there were. units: the good ones, in order.
+        batch: their token ids, masks and keys; one row for each unit, or two for a pair that is split.
+        bad: number, row and reason of every other one, in order.
+        ignored: fields that nothing reads. notes: sentences for the report.
+    """
+
+    rows: int
+    units: list[Unit]
+    batch: pa.RecordBatch
+    bad: list[tuple[int, Located, str]] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+class Encoder:
+    """Reads, checks, renders, tokenises and cuts chunks of rows; remembers nothing from one chunk to the next."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> None:
+        self.options, self.schema = options, encoded_schema(options)
+        self.report = DataReport()
+        self.template = ChatTemplate(tokenizer, options, self.report)
+        self.tokeniser = Tokeniser(tokenizer, options.add_eos)
+
+    def __call__(self, chunk: Chunk) -> Outcome:
+        rows = chunk.rows()
+        self.report.notes = []
+        reasons: dict[int, str] = {}
+        parsed: dict[int, tuple[Row, Rendering]] = {}
+        ignored: set[str] = set()
+        for number, (_, raw) in enumerate(rows):
+            try:
+                if isinstance(raw, Broken):
+                    raise RowError(raw.reason)
+                row = parse_row(raw, self.options)
+                rendering = self.template.render(row)
+                _check_unicode(row, rendering)
+                parsed[number] = row, rendering
+                ignored.update(raw.keys() - KNOWN_FIELDS)
+            except RowError as error:
+                reasons[number] = str(error)
+        encodings = self.tokeniser.encode([rendering for _, rendering in parsed.values()])
+        units, kept = [], []
+        for (number, (row, rendering)), encoded in zip(parsed.items(), encodings, strict=True):
+            try:
+                truncate(encoded, self.options, self.tokeniser.bos)
+            except RowError as error:
+                reasons[number] = str(error)
+                continue
+            for name, one in encoded.completions.items():
+                encoded.keys[name] = content_key(encoded.prompt, one.ids, one.mask)
+            kept.append((row, encoded))
+            units.append(_unit(number, rows[number], row, rendering, encoded))
+        bad = [(number, rows[number], reasons[number]) for number in sorted(reasons)]
+        return Outcome(len(rows), units, encoded_batch(self.schema, kept), bad, ignored, self.report.notes)
+
+
+def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded: Encoded) -> Unit:
+    named = any(isinstance(value, dict) for value in row.columns.values())
+    standard = rendering.special_tokens
+    repeats = standard and all(reply[0][0].startswith(rendering.prompt) for reply in rendering.completions.values())
+    return Unit(
+        number=number,
+        place=located[0],
+        key=row_key(encoded.keys),
+        label=row.label,
+        columns=row.columns,
+        raw=located[1] if named else None,
+        cut_prompt=encoded.cut_prompt,
+        cut_completions=encoded.cut_completions,
+        ends_in_space=standard and rendering.prompt[-1:].isspace(),
+        repeats_prompt=repeats,
+    )
+
+
+def _check_unicode(row: Row, rendering: Rendering) -> None:
+    """JSON can spell half a character ("\\ud83d"), which no tokenizer and no table can hold."""
+    texts = [rendering.prompt, *(text for value in rendering.completions.values() for text, _ in value)]
+    try:
+        "".join([*texts, str(row.columns.get("group", ""))]).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("not UTF-8: the text has half of a surrogate pair") from error
