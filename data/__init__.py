@@ -14,7 +14,9 @@ from .keys import content_key, keys_of
 from .options import DataOptions
 from .page import write_page
 from .prepare import Prepared, prepare
+from .rows_file import open_rows
 from .schema import BadRow, DataReport, RowError, SourceReport
+from .set_identity import prepared_key
 from .show import peek
 from .shown import as_values, render
 from .sources import open_sources
@@ -57,10 +59,12 @@ __all__ = [
     "layout_fields",
     "layout_sequences",
     "lengths",
+    "open_rows",
     "open_sources",
     "parse_row",
     "peek",
     "prepare",
+    "prepared_key",
     "render",
     "row_tokens",
     "rows_digest",

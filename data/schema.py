@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 Message = dict[str, Any]
@@ -147,6 +148,14 @@ class DataReport:
     def rows_used(self) -> int:
         """Rows of one epoch, after a mixture's weights and before pairs are split."""
         return sum(source.rows_used for source in self.sources)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> DataReport:
+        """Returns a report that was written as JSON by its fields; others are left out."""
+        known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        known["sources"] = [SourceReport(**one) for one in content["sources"]]
+        known["bad_rows"] = [BadRow(**one) for one in content["bad_rows"]]
+        return cls(**{**known, "reward_names": tuple(content["reward_names"])})
 
     def note(self, sentence: str) -> None:
         """Adds a sentence, once."""

@@ -29,6 +29,7 @@ class Source:
             random half once more.
         split, name: split (default "train") and configuration of a hub data set.
         columns: ``{our name: their name}``.
+        streaming: whether a hub data set is read from the hub row by row, and never lies on the disk as a whole.
         rows: rows given as Python objects.
     """
 
@@ -37,6 +38,7 @@ class Source:
     split: str | None = None
     name: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    streaming: bool = False
     rows: Any = None
 
     def __post_init__(self) -> None:
@@ -83,19 +85,43 @@ class Source:
         for index, row in enumerate(dataset):
             yield f"{self.path}:{index + 1}", row
 
-    def _hub(self) -> Iterator[Located]:
+    def load_hub(self) -> Any:
+        """Returns the hub data set that ``path`` names.
+
+        Raises:
+            ValueError: it is no hub id, or cannot be loaded.
+        """
         import datasets
 
         if _looks_like_a_file(self.path):
             raise ValueError(f"{self.path}: no such file or folder")
         try:
-            dataset = datasets.load_dataset(self.path, name=self.name, split=self.split or "train")
+            return datasets.load_dataset(
+                self.path, name=self.name, split=self.split or "train", streaming=self.streaming
+            )
         except Exception as error:  # the hub client raises many kinds, and every one of them means the same here
             raise ValueError(
                 f"{self.path}: no such file or folder, and it could not be loaded as a hub data set "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
             ) from error
-        for index, row in enumerate(dataset):
+
+    def revision(self) -> str:
+        """Returns the commit of a hub set that is streamed; others say it by the files that they were loaded from.
+
+        Raises:
+            ValueError: the hub does not say it.
+        """
+        if not self.streaming:
+            return ""
+        import huggingface_hub
+
+        try:
+            return str(huggingface_hub.HfApi().dataset_info(self.path).sha)
+        except Exception as error:
+            raise ValueError(f"{self.path}: the hub does not say its revision ({type(error).__name__})") from error
+
+    def _hub(self) -> Iterator[Located]:
+        for index, row in enumerate(self.load_hub()):
             yield f"{self.path}:{index + 1}", row
 
 
@@ -103,8 +129,8 @@ def open_sources(source: Any) -> list[Source]:
     """Turns what the user gave into sources that can be read more than once.
 
     Args:
-        source: a path or hub id, a mapping ``{path, weight, split, name, columns}``, a list of these, a
-            ``datasets.Dataset``, or any iterable of rows.
+        source: a path or hub id, a mapping ``{path, weight, split, name, columns, streaming}``, a list of these, a
+            ``datasets.Dataset`` or ``IterableDataset``, or any iterable of rows.
 
     Raises:
         ValueError: an entry of a mixture has an unknown key or no path, or the mixture is empty.
@@ -115,7 +141,7 @@ def open_sources(source: Any) -> list[Source]:
         return [_from_mapping(source)]
     if not isinstance(source, Iterable):
         raise ValueError(f"a data source is a path, a mapping with a path, a list of these, or rows; found {source!r}")
-    if not hasattr(source, "__getitem__"):  # a generator can be read only once, and we may have to read twice
+    if iter(source) is source:  # a generator can be read only once, and we may have to read twice
         source = list(source)
     if isinstance(source, (list, tuple)):
         if not source:

@@ -45,7 +45,9 @@ def encoded_batch(schema: pa.Schema, rows: Sequence[tuple[Row, Encoded]]) -> pa.
     A pair becomes one row for a loss of pairs, and two rows, desirable and not, for a labelled loss.
     """
     values = [one for row, encoded in rows for one in _rows(row, encoded, labelled="label" in schema.names)]
-    return pa.RecordBatch.from_arrays([pa.array([one[f.name] for one in values], f.type) for f in schema], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [pa.array([one[f.name] for one in values], f.type) for f in schema], schema=schema
+    )
 
 
 def _rows(row: Row, encoded: Encoded, labelled: bool) -> list[dict[str, Any]]:

@@ -1,16 +1,19 @@
-"""Scores of frozen models on disk, under the identity of the model that made them.
+"""Scores and prepared rows on disk, under the identity of what they were made from.
 
 Never here: the trainer, a loss, or a hyper-parameter: content alone makes a key.
 """
 
-from .admin import CacheEntry, cache_info, cache_prune, cache_verify
+from .admin import cache_info, cache_prune, cache_verify
+from .entries import CacheEntry
 from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
+from .prepared import PreparedSets
 from .store import COLUMN, ScoreCache, ScoreStore, default_root
 
 __all__ = [
     "COLUMN",
     "CacheEntry",
+    "PreparedSets",
     "ScoreCache",
     "ScoreStore",
     "cache_info",

@@ -1,4 +1,4 @@
-"""What ``alignlab cache info|verify|prune`` does: list, check and clean the stores of the score cache."""
+"""What ``alignlab cache info|verify|prune`` does: list, check and clean stores of scores and prepared sets."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from .entries import CacheEntry, Damage
 from .lock import WriterLock, lock_path
+from .prepared_admin import (
+    prepared_damages,
+    prepared_entry,
+    prepared_folders,
+    remove_prepared,
+    remove_prepared_leftovers,
+)
 from .shard import (
     KEY_DTYPE,
     DamagedShard,
@@ -29,36 +36,14 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_DAY = 86400
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """One store, for people: whose scores, how many, how big (all its files), when last read or written."""
-
-    fingerprint: str
-    model: str
-    dtype: str
-    entries: int
-    tokens: int
-    megabytes: float
-    shards: int
-    last_used: datetime
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One shard whose bytes are not those that were written."""
-
-    fingerprint: str
-    path: Path
-    reason: str
-
-
 def cache_info(root: Path) -> list[CacheEntry]:
-    """One row per store, most recently used first; reads headers and keys, not the scores."""
-    return sorted((_entry(folder) for folder in _stores(root)), key=lambda entry: entry.last_used, reverse=True)
+    """One row per store and prepared set, most recently used first; reads headers and keys, not scores or rows."""
+    entries = [*map(_entry, _stores(root)), *map(prepared_entry, prepared_folders(root))]
+    return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
 
 
 def cache_verify(root: Path, repair: bool = False) -> list[Damage]:
-    """Reads every shard and compares checksums; ``repair`` sets damaged ones aside, so that their rows are rescored."""
+    """Reads every shard and every prepared set and compares checksums; ``repair`` sets damaged ones aside."""
     damages = []
     for folder in _stores(root):
         for path in shard_paths(folder):
@@ -70,7 +55,7 @@ def cache_verify(root: Path, repair: bool = False) -> list[Damage]:
                     logger.warning("Cannot rename %s: is its folder writable?", path)
             except FileNotFoundError:
                 continue  # pruned while we read
-    return damages
+    return damages + prepared_damages(root, repair)
 
 
 def cache_prune(
@@ -81,7 +66,7 @@ def cache_prune(
     fingerprints: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[CacheEntry]:
-    """Deletes the stores that any criterion names, and everywhere what crashes and repairs left behind.
+    """Deletes the stores and prepared sets that any criterion names, and what crashes and repairs left behind.
 
     A store that somebody is writing is left alone, with a warning.
 
@@ -115,7 +100,13 @@ def cache_prune(
     removed = [entry for entry in entries if entry.fingerprint in chosen]
     if dry_run:
         return removed
-    removed = [entry for entry in removed if _remove(root, entry.fingerprint)]
+    prepared = {folder.name for folder in prepared_folders(root)}
+    removed = [
+        entry
+        for entry in removed
+        if (remove_prepared if entry.fingerprint in prepared else _remove)(root, entry.fingerprint)
+    ]
+    remove_prepared_leftovers(root)
     for folder in _stores(root):
         _remove_leftovers(root, folder)
     return removed

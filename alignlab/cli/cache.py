@@ -1,4 +1,4 @@
-"""``alignlab cache``: looks after the scores of frozen models."""
+"""``alignlab cache``: looks after the scores of frozen models, and prepared rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .parsers import add_command
 
 def add_to(commands: Any) -> None:
     """Adds the commands and their options."""
-    cache = commands.add_parser("cache", help="look after the scores of frozen models").add_subparsers(required=True)
-    info = add_command(cache, "info", _info, "list the models whose scores are kept")
-    verify = add_command(cache, "verify", _verify, "read every shard and name the damaged ones")
-    verify.add_argument("--repair", action="store_true", help="set them aside; their rows are scored again when needed")
-    prune = add_command(cache, "prune", _prune, "delete scores, and what crashes left behind")
+    cache = commands.add_parser(
+        "cache", help="look after the scores of frozen models, and prepared rows"
+    ).add_subparsers(required=True)
+    info = add_command(cache, "info", _info, "list the models whose scores are kept, and the prepared rows")
+    verify = add_command(cache, "verify", _verify, "read every shard and prepared set and name the damaged ones")
+    verify.add_argument("--repair", action="store_true", help="set them aside; they are made again when needed")
+    prune = add_command(cache, "prune", _prune, "delete scores and prepared rows, and what crashes left behind")
     prune.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT", help="these; the first characters suffice")
     prune.add_argument("--older_than_days", type=float, help="those not used for longer")
     prune.add_argument("--max_gb", type=float, help="the least recently used, until the rest fits")
@@ -42,7 +44,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     damages = cache_verify(folder, arguments.repair)
     for damage in damages:
         print(f"{damage.path}: {damage.reason}")
-    print(f"{folder}: {len(damages)} damaged shards" + (", set aside" if damages and arguments.repair else ""))
+    print(
+        f"{folder}: {len(damages)} damaged shards and prepared sets"
+        + (", set aside" if damages and arguments.repair else "")
+    )
     return 1 if damages and not arguments.repair else 0
 
 

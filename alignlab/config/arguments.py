@@ -62,6 +62,20 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     reward_names: list[str] | None = field(
         default=None, metadata={"help": "The order of the objectives that rows name (MODPO); by default by name."}
     )
+    data_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that prepare rows; by default the cores of the machine divided by its ranks. The result "
+            "is the same for any number."
+        },
+    )
+    data_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of prepared rows, on a disk of the machine (one process a machine prepares) or shared; by "
+            "default that of the scores."
+        },
+    )
     layout: Literal["auto", "packed", "padded"] = field(
         default="auto",
         metadata={

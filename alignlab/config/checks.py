@@ -63,6 +63,7 @@ _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that
 _LEAST = {
     "ref_model_sync_steps": 1,
     "length_window": 0,
+    "data_workers": 1,
     "report_samples": 0,
     "eval_generations": 0,
     "eval_max_new_tokens": 1,

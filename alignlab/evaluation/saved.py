@@ -15,10 +15,11 @@ from accelerate import PartialState
 from torch import nn
 
 from alignlab import models
+from alignlab.cache import PreparedSets, default_root
 from alignlab.config import Dtype, ModelOptions
-from alignlab.data import DataOptions, DataReport, prepare
+from alignlab.data import DataOptions, DataReport
 from alignlab.judges import Judge, build_judge
-from alignlab.runtime import describe_environment
+from alignlab.runtime import describe_environment, workers_of_a_rank
 from alignlab.scoring import choose_layout
 
 from .answers import AnswerRow, answer_rows, judge_answers
@@ -92,7 +93,8 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     with _named("--tokenizer" if options.tokenizer else "model"):
         tokenizer = models.load_tokenizer(_model_options(options, options.model))
     data = DataOptions(max_length=options.max_length)
-    prepared = prepare(options.data, tokenizer, data, options.seed, progress=state.is_main_process)
+    sets = PreparedSets(default_root(), workers_of_a_rank(), state.is_main_process)
+    prepared = sets.open(options.data, tokenizer, data, options.seed)
     with _named("model"):
         policy = _load(options, options.model, state.device)
     with _named("--reference"):

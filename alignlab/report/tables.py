@@ -28,7 +28,7 @@ _FIGURES = (
     ("train_runtime", "seconds of training"),
 )
 _SEEDS = ("seed", "data_seed")
-_PLACES = ("output_dir", "logging_dir", "run_name", "score_cache_dir")
+_PLACES = ("output_dir", "logging_dir", "run_name", "score_cache_dir", "data_cache_dir", "data_workers")
 MOST_DIFFERENCES = 60
 
 

@@ -29,6 +29,7 @@ _LONGEST_NAME = 120
 _NOT_THE_RUN = (
     *("output_dir", "resume_from_checkpoint", "run_name", "logging_dir"),
     *("report", "report_samples", "disable_tqdm", "score_cache_dir"),
+    *("data_cache_dir", "data_workers"),
 )
 
 

@@ -9,7 +9,7 @@ from .environment import describe_environment
 from .modules import check_one_device, evaluating, is_sharded_at_load, placed, unsharded, unwrap
 from .numerics import Numerics, numerics_of
 from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
-from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all
+from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all, workers_of_a_rank
 from .zero import check_parallel, zero_stage
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "unsharded",
     "unwrap",
     "wait_for_all",
+    "workers_of_a_rank",
     "zero_stage",
 ]

@@ -11,9 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alignlab.cache import PreparedSets, default_root
 from alignlab.config import PreferenceConfig
-from alignlab.data import DataOptions, hold_out, prepare, rows_digest
+from alignlab.data import DataOptions, hold_out, rows_digest
 from alignlab.losses import Facts, Needs
+from alignlab.runtime import workers_of_a_rank
 
 logger = logging.getLogger(__name__)
 DataSource = Any  # a path, a list of paths or mappings, a datasets.Dataset, or rows
@@ -110,9 +112,10 @@ class TrainingData:
             on_bad_row=args.on_bad_row,
             rejected_rows=self._rejected_rows(name),
         )
-        prepared = prepare(
-            source, self.tokenizer, options, args.seed, progress=args.should_save and not args.disable_tqdm
-        )
+        root = Path(args.data_cache_dir or args.score_cache_dir or default_root())
+        shown = args.should_save and not args.disable_tqdm
+        sets = PreparedSets(root, args.data_workers or workers_of_a_rank(), shown)
+        prepared = sets.open(source, self.tokenizer, options, args.seed)
         self.reports[name] = prepared.report
         # The description stays with the rows wherever they are held out, selected or formatted.
         prepared.dataset.info.description = f"{name} {len(self._sources)}"

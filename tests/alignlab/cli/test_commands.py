@@ -97,7 +97,7 @@ def test_data_check(capsys, tmp_path, monkeypatch):
 def test_cache_commands_on_an_empty_cache(capsys, tmp_path):
     for words in (["info"], ["verify"], ["prune", "--older_than_days", "3"]):
         assert main(["cache", *words, "--dir", str(tmp_path / "none")]) == 0
-    assert "0 damaged shards" in capsys.readouterr().out
+    assert "0 damaged shards and prepared sets" in capsys.readouterr().out
     assert "names 0 stores" in fails(capsys, "cache", "prune", "abc", "--dir", str(tmp_path / "none"))
 
 
