@@ -15,8 +15,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .files import files_of
 from .options import DataOptions
-from .sources import Source, files_of, is_saved_dataset
+from .sources import Source, is_saved_dataset
 
 SETTLED = 2.0  # seconds after its last change from which a file's time of change tells any later one
 NOT_CONTENT = ("rejected_rows",)  # options that say where something is written, not what
