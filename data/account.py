@@ -65,7 +65,7 @@ class Account:
     def _keep(self, unit: Unit, source: int, row: int) -> None:
         report = self.report
         if "group" in unit.columns:
-            self.any_group = True
+            self.any_group |= not unit.lent_group
         else:
             self._ungrouped.append(self.units)
         self._row.append(row)

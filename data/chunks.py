@@ -21,10 +21,14 @@ class Chunk:
     """Some rows of one source, in order.
 
     Attributes:
+        source: name of the source, for the report.
         columns: ``{our name: their name}``.
+        format: the public set that the rows are read as; None recognises it by its fields.
     """
 
+    source: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    format: str | None = None
 
     def rows(self) -> list[Located]:
         """Returns every row with its place; a row that cannot be read comes as ``Broken``."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from .chunks import Chunk, Located
-from .formats import KNOWN_FIELDS, parse_row
+from .formats import parse_row
 from .keys import content_key, row_key
 from .options import DataOptions
 from .schema import Broken, DataReport, Row, RowError
@@ -26,6 +26,7 @@ class Unit:
         number: which row of its chunk it is. place: file and line.
         key: of its content. label: of a labelled row.
         columns: its optional columns; named rewards are mappings still.
+        lent_group: whether its group is a public set's own, and not the user's: then other rows may lack one.
         raw: the row as it was read, kept where its rewards are named, which other rows may contradict.
         cut_prompt, cut_completions: what truncation touched.
         ends_in_space, repeats_prompt: what is odd about a standard row.
@@ -36,6 +37,7 @@ class Unit:
     key: bytes
     label: bool | None
     columns: dict[str, Any]
+    lent_group: bool
     raw: Any
     cut_prompt: bool
     cut_completions: int
@@ -81,11 +83,13 @@ class Encoder:
             try:
                 if isinstance(raw, Broken):
                     raise RowError(raw.reason)
-                row = parse_row(raw, self.options)
+                row = parse_row(raw, self.options, chunk.format)
                 rendering = self.template.render(row)
                 _check_unicode(row, rendering)
                 parsed[number] = row, rendering
-                ignored.update(raw.keys() - KNOWN_FIELDS)
+                ignored.update(row.unread)
+                if row.read_as:
+                    self.report.note(f"{chunk.source}: read as {row.read_as}")
             except RowError as error:
                 reasons[number] = str(error)
         encodings = self.tokeniser.encode([rendering for _, rendering in parsed.values()])
@@ -114,6 +118,7 @@ def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded
         key=row_key(encoded.keys),
         label=row.label,
         columns=row.columns,
+        lent_group=row.lent_group,
         raw=located[1] if named else None,
         cut_prompt=encoded.cut_prompt,
         cut_completions=encoded.cut_completions,

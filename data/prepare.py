@@ -58,8 +58,8 @@ def prepare(
 
     Args:
         source: a path (jsonl, json, csv, parquet, arrow; ``.gz`` of the text ones), a folder of such files, a hub id, a
-            mapping ``{path, weight, split, name, columns}``, a list of these, a ``datasets.Dataset``, or an iterable
-            of rows.
+            mapping ``{path, weight, split, name, columns, format}``, a list of these, a ``datasets.Dataset``, or an
+            iterable of rows.
         tokenizer: with a chat template where rows are conversations.
         options: what the loss wants; the defaults of ``DataOptions`` when None.
         seed: which rows a mixture's fractional weights pick.

@@ -10,6 +10,7 @@ from typing import Any
 
 from .chunks import Chunk, Located, chunked, given
 from .files import SUFFIXES, files_of, read_file
+from .known import FORMATS
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Source:
             random half once more.
         split, name: split (default "train") and configuration of a hub data set.
         columns: ``{our name: their name}``.
+        format: the public set that the rows are read as, or "own"; None recognises it by its fields.
         streaming: whether a hub data set is read from the hub row by row, and never lies on the disk as a whole.
         rows: rows given as Python objects.
     """
@@ -31,6 +33,7 @@ class Source:
     split: str | None = None
     name: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    format: str | None = None
     streaming: bool = False
     rows: Any = None
 
@@ -38,6 +41,10 @@ class Source:
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 < self.weight < float("inf"):
             raise ValueError(f"{self}: weight must be a number above 0, found {self.weight!r}")
+        if self.format is not None and self.format not in FORMATS:
+            near = get_close_matches(str(self.format), FORMATS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{self}: format is {self.format!r}, allowed are {', '.join(FORMATS)}{hint}")
 
     def __str__(self) -> str:
         return self.path or "rows"
@@ -50,7 +57,7 @@ class Source:
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Yields the rows in chunks of ``size`` at most, which are parsed where their ``rows`` are asked for."""
         for chunk in self._chunks(size):
-            chunk.columns = self.columns
+            chunk.source, chunk.columns, chunk.format = str(self), self.columns, self.format
             yield chunk
 
     def _chunks(self, size: int) -> Iterator[Chunk]:
@@ -122,8 +129,8 @@ def open_sources(source: Any) -> list[Source]:
     """Turns what the user gave into sources that can be read more than once.
 
     Args:
-        source: a path or hub id, a mapping ``{path, weight, split, name, columns, streaming}``, a list of these, a
-            ``datasets.Dataset`` or ``IterableDataset``, or any iterable of rows.
+        source: a path or hub id, a mapping ``{path, weight, split, name, columns, format, streaming}``, a list of
+            these, a ``datasets.Dataset`` or ``IterableDataset``, or any iterable of rows.
 
     Raises:
         ValueError: an entry of a mixture has an unknown key or no path, or the mixture is empty.
