@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from .options import DataConfig, ModelOptions, holds_adapter
 from .parser import Schema, Values, unknown_key
 
-_SOURCE_KEYS = ("path", "weight", "split", "name", "columns", "format")
+_SOURCE_KEYS = ("path", "weight", "split", "name", "columns", "format", "streaming")
 _IN_LOSS = (
     "label_smoothing desirable_weight undesirable_weight ld_alpha "
     "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
