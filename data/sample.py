@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .sources import Located, Source
+from .chunks import Chunk, Located, chunked
+from .sources import Source
 
 
 class GivenRows(Source):
@@ -16,9 +17,9 @@ class GivenRows(Source):
         super().__init__(source.path, source.weight, format=source.format)
         object.__setattr__(self, "rows", located)  # the class is frozen
 
-    def read(self) -> Iterator[Located]:
+    def _chunks(self, size: int) -> Iterator[Chunk]:
         """Yields the rows, whose columns have our names already."""
-        yield from self.rows
+        yield from chunked(self.rows, size)
 
 
 def sample(sources: list[Source], rows: int) -> tuple[list[Source], int]:
