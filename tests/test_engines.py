@@ -205,6 +205,7 @@ def test_resume_on_another_number_of_ranks_continues_the_trajectory(
     def half(whole: Path, out: Path) -> None:
         shutil.copytree(whole, out)
         shutil.rmtree(out / "checkpoint-12")
+        (out / "metrics.json").unlink()  # a finished run would not go on
 
     for stage in stages:
         half(launched(f"zero{stage}") / "whole", alone / f"resumed{stage}")
@@ -228,3 +229,21 @@ def test_resume_on_another_number_of_ranks_continues_the_trajectory(
             for key, value in weights[0].items():
                 torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-5)
             assert not list(run.glob(".universal*")), "the converted checkpoint is gone"
+
+
+def test_what_changes_a_run_is_applied_to_a_zero_checkpoint(
+    folder: Path, launched: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Half the learning rate from step 7 on, of a linear schedule over 12: 6/12, 5/12, ... of the new rate."""
+    run = tmp_path / "changed"
+    shutil.copytree(launched("zero2") / "whole", run)
+    shutil.rmtree(run / "checkpoint-12")
+    (run / "metrics.json").unlink()
+    changes = {"learning_rate": 5e-4, "resume_with_changes": True, "resume_from_checkpoint": "auto"}
+    said = launch(TORCHRUN_ONE, folder, tmp_path, [{**RESUMED, "deepspeed": "zero2.json", **changes, "name": run.name}])
+    assert "changes the run  learning_rate: 0.001 -> 0.0005" in said
+    assert "the learning rate of step 7 is 0.00025; it was to be 0.0005" in said
+    rates = {
+        entry["step"]: entry["learning_rate"] for entry in log_of(run) if entry.get("step", 0) > 6 and "loss" in entry
+    }
+    assert rates == pytest.approx({step: 5e-4 * (13 - step) / 12 for step in range(7, 13)}, rel=1e-9)
