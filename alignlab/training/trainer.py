@@ -37,6 +37,7 @@ from .batch import any_logps
 from .finite import RowLosses
 from .guard import Quiet, check_reference
 from .loaders import Loaders
+from .masters import check_masters
 from .record import describe_run
 from .resumable import ResumableTrainer
 from .resumption import RunIdentity
@@ -108,6 +109,9 @@ class PreferenceTrainer(ResumableTrainer):
         precision = args.float32_matmul_precision
         error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
         self._numerics = numerics_of(self.accelerator, rounds_fp32=error > FULL_FP32)
+        if self.data.train is not None:
+            brought = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+            check_masters(policy, args, self._numerics, own_optimiser=brought)
         other = ref_model if ref_model is not None else args.ref_model_name_or_path
         self.frozen = frozen_scorers(policy, args, self.loss.needs, options, peft_config, other, self._numerics)
         self._sync = build_sync(self.model, self.frozen, args)

@@ -107,7 +107,8 @@ def test_what_changes_the_scores_scores_everything(tokenizer: Any, tmp_path: Pat
     bits[0, 0] ^= 1
     assert forwards(trainer(tokenizer, tmp_path, rows, model=flipped)) == 12
     assert forwards(trainer(tokenizer, tmp_path, rows, bf16=True)) == 12
-    assert forwards(trainer(tokenizer, tmp_path, rows, model=make_model().bfloat16())) == 12
+    half = trainer(tokenizer, tmp_path, rows, model=make_model().bfloat16(), peft_config=LoraConfig(**LORA))
+    assert forwards(half) == 12
     templated = [{**row, "prompt": f"Q: {row['prompt']}"} for row in rows]
     assert forwards(trainer(tokenizer, tmp_path, templated)) == 12
 
