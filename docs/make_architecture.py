@@ -16,8 +16,8 @@ LEAVES = ("losses", "data", "configs")  # top-level folders that are installed a
 FLOORS = (
     ("launch",),
     ("cli",),
-    ("run", "planner"),
-    ("training",),
+    ("run",),
+    ("training", "planner"),
     ("evaluation",),
     ("reference", "sampling", "judges"),
     ("models", "report"),

@@ -23,10 +23,12 @@ from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences,
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
+    from .automatic import AUTO, decide, four_bit_dtype
     from .checks import duration
     from .run import RunConfig, find_config, load_config, schema
 
 __all__ = [
+    "AUTO",
     "CANNOT",
     "CHANGES",
     "HARMLESS",
@@ -41,9 +43,11 @@ __all__ = [
     "Values",
     "block_of",
     "check_places",
+    "decide",
     "differences",
     "duration",
     "find_config",
+    "four_bit_dtype",
     "holds_adapter",
     "kind_of",
     "load_config",
@@ -57,6 +61,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AUTO": "automatic",
+    "decide": "automatic",
+    "four_bit_dtype": "automatic",
     "PreferenceConfig": "arguments",
     "duration": "checks",
     "RunConfig": "run",

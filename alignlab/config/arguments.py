@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_type_hints
@@ -10,10 +11,12 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
-from alignlab.runtime import check_parallel
+from alignlab.runtime import check_parallel, this_machine
 
+from .automatic import decide
 from .checks import check_training_options
 
+logger = logging.getLogger(__name__)
 Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
 
 
@@ -21,8 +24,9 @@ Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
 class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` plus what preference training needs; options of the loss live in the loss.
 
-    Names and meanings are TRL's where TRL has them. Defaults that differ from TRL's: ``bf16`` and
-    ``gradient_checkpointing`` are off, because the same config must run on any machine.
+    Names and meanings are TRL's where TRL has them. What says "auto" is decided by the machine when this is made (see
+    ``automatic``), because the same config must run on any; ``gradient_checkpointing``, which takes a plan, by
+    ``alignlab train``: here it is off.
     """
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate of the optimiser."})
@@ -34,6 +38,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     report_to: str | list[str] | None = field(default="none", metadata={"help": "Where metrics are reported to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: rows carry own columns."})
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Must stay empty."})
+
+    bf16: bool | Literal["auto"] = field(
+        default="auto", metadata={"help": "Compute in bfloat16; auto: where an accelerator has it, never on a CPU."}
+    )
+    gradient_checkpointing: bool | Literal["auto"] = field(
+        default="auto",
+        metadata={"help": "Keep fewer activations, and compute them again; auto: where a run is not planned to fit."},
+    )
 
     max_length: int | None = field(
         default=1024, metadata={"help": "Tokens of prompt and completion together; longer rows are truncated."}
@@ -90,11 +102,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "in a step; 0: never. Packed rows need none of it, padded ones save padding."
         },
     )
-    float32_matmul_precision: Literal["highest", "high", "medium"] | None = field(
-        default=None,
+    float32_matmul_precision: Literal["auto", "highest", "high", "medium"] | None = field(
+        default="auto",
         metadata={
             "help": "How exactly fp32 matrices are multiplied (torch's switch). The error that it has on this machine "
-            "is measured and logged; what it gains depends on the machine too. By default as the process has it."
+            "is measured and logged; what it gains depends on the machine too. auto: high where there is TF32, else "
+            "null: as the process has it."
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
@@ -196,6 +209,11 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         check_training_options(vars(self), hints())
         if not torch.accelerator.is_available():
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
+        for name, (value, why) in decide(vars(self), this_machine(use_cpu=self.use_cpu)).items():
+            logger.info("%s: %s (%s)", name, value, why)
+            setattr(self, name, value)
+        if getattr(self, "activation_checkpointing", True) is None:  # the newer name, of which the other is an alias
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if self.use_liger_kernel:
             self.liger_kernel_config: dict[str, bool] | None = _liger_kernels(self.liger_kernel_config)

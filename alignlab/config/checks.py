@@ -92,7 +92,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name, (harmless, reason) in _CANNOT_WORK.items():
         if values.get(name, harmless[0]) not in harmless:
             raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
-    if values.get("bf16") and values.get("fp16"):
+    if values.get("bf16") is True and values.get("fp16"):
         raise ValueError("bf16 and fp16 are both true: choose one")
     least_values = {"max_length": 2, "precompute_ref_batch_size": 1, "per_device_train_batch_size": 1}
     for name, least in (least_values | _LEAST).items():

@@ -26,7 +26,7 @@ class ModelOptions:
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "The 4-bit number format."})
     bnb_4bit_use_double_quant: bool = field(default=True, metadata={"help": "Quantise the scales as well."})
     bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "Of the arithmetic on 4-bit weights; by default `model.dtype`."}
+        default=None, metadata={"help": "Of the arithmetic on 4-bit weights; by default bfloat16 where a GPU has it."}
     )
     chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; by default the tokenizer's own."})
     merge_adapter: bool = field(default=False, metadata={"help": "Also save the model with its adapter merged in."})

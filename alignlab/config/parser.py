@@ -146,7 +146,7 @@ def readable_type(hint: Any) -> str:
         return "null"
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(value) for value in arguments)
+        return "one of " * (len(arguments) > 1) + ", ".join(str(value) for value in arguments)
     if typing.get_origin(hint) in (dict, list):
         inner = readable_type(arguments[-1])
         kind = "mapping" if typing.get_origin(hint) is dict else "list"
@@ -212,7 +212,9 @@ class Schema:
         result = copy.deepcopy(dict(values))
         for key, text in options:
             structured = text[:1] in ("[", "{") or text in ("null", "~")
-            keep = not structured and _accepts_text(self.types.get(key))
+            hint = self.types.get(key)
+            switch = text in ("true", "false") and bool in typing.get_args(hint)
+            keep = not structured and not switch and _accepts_text(hint)
             try:
                 where, last = block_of(result, key)
             except ValueError as error:

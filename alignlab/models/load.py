@@ -14,8 +14,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from alignlab.config import ModelOptions, holds_adapter
-from alignlab.runtime import is_sharded_at_load
+from alignlab.config import ModelOptions, four_bit_dtype, holds_adapter
+from alignlab.runtime import is_sharded_at_load, this_machine
 
 from .adapters import base_path
 from .quantised import guard_quantised, prepare_quantised
@@ -49,12 +49,11 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def quantisation(options: ModelOptions) -> BitsAndBytesConfig | None:
     """Returns the bitsandbytes configuration that the options ask for, or None."""
     if options.load_in_4bit:
-        compute = options.bnb_4bit_compute_dtype or ("float32" if options.dtype == "auto" else options.dtype)
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=options.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=options.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=torch_dtype(compute),
+            bnb_4bit_compute_dtype=torch_dtype(four_bit_dtype(options, this_machine())),
         )
     return BitsAndBytesConfig(load_in_8bit=True) if options.load_in_8bit else None
 

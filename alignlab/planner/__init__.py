@@ -5,9 +5,11 @@ Never here: weights: a model is only its shapes here.
 
 from .fitting import Plan, plan
 from .memory import GB
+from .resolve import resolve
 
 __all__ = [
     "GB",
     "Plan",
     "plan",
+    "resolve",
 ]

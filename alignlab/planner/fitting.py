@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from alignlab.config import RunConfig, load_config
+from alignlab.runtime import Machine
 
 from .memory import GB, Estimate, estimate
 from .micro_batch import Lengths, completions_of
+from .resolve import resolve
 from .zero import Zero
 
 
@@ -48,6 +50,7 @@ def plan(
 
     Args:
         gpus: ranks, one a GPU. gpu_memory: of each, in GB (1e9 bytes).
+            What the config leaves to the machine is decided as on a GPU that has bfloat16 and TF32.
         prompt_tokens, completion_tokens: of the longest micro-batch's rows; by default half of ``max_length`` each.
 
     Raises:
@@ -58,6 +61,8 @@ def plan(
             f"--gpus, --gpu-memory: expected at least one GPU and more than 0 GB, found {gpus}, {gpu_memory}"
         )
     lengths = Lengths.of(config, prompt_tokens, completion_tokens)
+    device = Machine("cuda", "planned", bf16=True, tf32=True, memory=gpu_memory)
+    config, _ = resolve(config, device, gpus, lengths)
 
     def peak(one: RunConfig) -> Estimate:
         return estimate(one, gpus, lengths)

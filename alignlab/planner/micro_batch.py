@@ -72,7 +72,7 @@ def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zer
     training, model = config.training, config.model
     name = model.dtype if model.dtype != "auto" else str(architecture.dtype or "float32").removeprefix("torch.")
     dtype, compute = getattr(torch, name), None
-    half = torch.bfloat16 if training.get("bf16") else torch.float16 if training.get("fp16") else None
+    half = torch.bfloat16 if training.get("bf16") is True else torch.float16 if training.get("fp16") else None
     if half is not None and zero.stage:
         dtype = half  # DeepSpeed casts the model, and keeps float32 weights beside the optimiser's states
     else:
@@ -85,7 +85,7 @@ def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zer
         four_bit=model.load_in_4bit,
         double_quant=model.bnb_4bit_use_double_quant,
         peft=adapter_of(config),
-        checkpointing=bool(training.get("gradient_checkpointing")),
+        checkpointing=training.get("gradient_checkpointing") is True,
         pairs=training["per_device_train_batch_size"],
         completions=completions_of(config),
         prompt=lengths.prompt,

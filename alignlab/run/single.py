@@ -15,6 +15,7 @@ from alignlab.training import PreferenceTrainer
 
 from .ending import PAGE, ending, write_page
 from .folder import data_digests, is_done
+from .machine import on_machine
 from .records import Records
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def train(config: RunConfig) -> Path:
         ValueError: another run is writing to the folder, or it holds one that this run would overwrite.
         OSError: something could not be written; says what of the run is whole and what is missing.
     """
+    config = on_machine(config)
     args = config.training_args()
     folder = Path(args.output_dir)
     with only_run_in(folder), StopSignals() as signals:
@@ -86,6 +88,7 @@ def score(config: RunConfig) -> dict[str, int]:
     Raises:
         ValueError: the run caches no scores.
     """
+    config = on_machine(config)
     args = config.training_args()
     _shard_as_in_training(args)
     frozen = _trainer(config, args).frozen

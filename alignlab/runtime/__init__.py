@@ -6,19 +6,22 @@ Never here: anything about preferences.
 from .compiled import compiled_layers, leave_uncompiled, uncompiled
 from .engine import check_engine, describe_engine, load_sharded
 from .environment import describe_environment
+from .machine import Machine, this_machine
 from .modules import check_one_device, evaluating, is_sharded_at_load, placed, unsharded, unwrap
 from .numerics import Numerics, numerics_of
 from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all, workers_of_a_rank
-from .zero import check_parallel, zero_stage
+from .zero import check_parallel, deepspeed_values, zero_stage
 
 __all__ = [
     "FULL_FP32",
+    "Machine",
     "Numerics",
     "check_engine",
     "check_one_device",
     "check_parallel",
     "compiled_layers",
+    "deepspeed_values",
     "describe_engine",
     "describe_environment",
     "evaluating",
@@ -33,6 +36,7 @@ __all__ = [
     "product_error",
     "rank_and_ranks",
     "set_matmul_precision",
+    "this_machine",
     "true_float32",
     "uncompiled",
     "unsharded",

@@ -68,8 +68,8 @@ def test_unknown_keys_are_named_with_the_nearest_valid_one(changes, message):
         ({"per_device_train_batch_size": True}, "per_device_train_batch_size: expected int, found True"),
         ({"per_device_train_batch_size": [5]}, "per_device_train_batch_size: expected int, found [5]"),
         ({"per_device_train_batch_size": "5"}, "per_device_train_batch_size: expected int, found text '5'"),
-        ({"bf16": "yes"}, "bf16: expected true or false, found text 'yes'"),
-        ({"bf16": 1}, "bf16: expected true or false, found 1"),
+        ({"bf16": "yes"}, "bf16: expected true or false or auto, found text 'yes'"),
+        ({"bf16": 1}, "bf16: expected true or false or auto, found 1"),
         ({"learning_rate": "1e-3"}, "learning_rate: expected float, found text '1e-3'"),
         ({"run_name": 5}, "run_name: expected text or null, found 5"),
         (
@@ -166,7 +166,7 @@ def test_dotted_overrides(words, where, expected):
         (["--learning_r", "1"], "learning_r: unknown key; did you mean learning_rate?"),  # no abbreviations
         (["--bf16"], "--bf16 needs a value"),
         (["--bf16", "--fp16", "true"], "--bf16 needs a value"),
-        (["--bf16", "yes"], "bf16: expected true or false, found text 'yes'"),
+        (["--bf16", "yes"], "bf16: expected true or false or auto, found text 'yes'"),
         (["--data.train.path", "x"], "--data.train.path: data.train is 'pairs.jsonl', which has no keys"),
         (["other.yaml"], "overrides start with --, found 'other.yaml'"),
         (["--loss.base", "{name: ipo, name: dpo}"], "--loss.base: key 'name' stands twice"),

@@ -107,18 +107,19 @@ def test_a_reference_that_moves_is_live_and_caches_nothing(config: Any) -> None:
 
 def test_changes_are_tried_until_one_fits(config: Any) -> None:
     """What fits just with a smaller batch is found there; what never fits lists every change."""
-    assert plan(config(), gpu_memory=80).fits
-    everything = plan(config(), gpus=2, gpu_memory=0.1)
+    words = ("--gradient_checkpointing", "false", "--bf16", "false")
+    assert plan(config(*words), gpu_memory=80).fits
+    everything = plan(config(*words), gpus=2, gpu_memory=0.1)
     assert not everything.fits
     assert not any(change.fits for change in everything.changes)
-    words = [" ".join(change.words) for change in everything.changes]
-    assert words[0] == "--gradient_checkpointing true"
-    assert words[1].endswith("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
-    assert words[2].endswith("--per_device_train_batch_size 1 --gradient_accumulation_steps 4")
-    assert [one.split()[-1] for one in words[3:]] == ["zero2.json", "zero3.json", "zero3_offload.json", "16", "true"]
-    assert words[-1].endswith("--peft.r 16 --model.load_in_4bit true")
+    tried = [" ".join(change.words) for change in everything.changes]
+    assert tried[0] == "--gradient_checkpointing true"
+    assert tried[1].endswith("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+    assert tried[2].endswith("--per_device_train_batch_size 1 --gradient_accumulation_steps 4")
+    assert [one.split()[-1] for one in tried[3:]] == ["zero2.json", "zero3.json", "zero3_offload.json", "16", "true"]
+    assert tried[-1].endswith("--peft.r 16 --model.load_in_4bit true")
     between = (everything.changes[1].peak + everything.changes[2].peak) / 2e9
-    found = plan(config(), gpus=2, gpu_memory=between)
+    found = plan(config(*words), gpus=2, gpu_memory=between)
     assert [change.fits for change in found.changes] == [False, False, True]
 
 

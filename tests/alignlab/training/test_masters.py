@@ -20,7 +20,7 @@ LORA = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 
 
 def settings(folder: Path, **changes: Any) -> PreferenceConfig:
-    quiet = {"save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    quiet: dict[str, Any] = {"save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     return PreferenceConfig(output_dir=str(folder), score_cache_dir=str(folder / "cache"), **quiet, **changes)
 
 
@@ -31,7 +31,7 @@ def train_half(folder: Path, tokenizer: Any, rate: float, steps: int, **changes:
     PreferenceTrainer(model, args, "sft", make_rows(16), processing_class=tokenizer).train()
     pairs = list(zip(model.parameters(), before.parameters(), strict=True))
     same = sum(int((one == other).sum()) for one, other in pairs)
-    return same / sum(one.numel() for one, _ in pairs)
+    return float(same / sum(one.numel() for one, _ in pairs))
 
 
 def test_full_weights_in_bfloat16_are_refused_with_the_ways_out(tmp_path: Path, tokenizer: Any) -> None:
