@@ -16,7 +16,7 @@ from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.data import Mode
 from alignlab.losses import Loss
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
-from alignlab.runtime import check_one_device
+from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, set_matmul_precision
 from alignlab.scoring import choose_layout, router_of
 
 from .step import PreferenceStep
@@ -59,6 +59,13 @@ def build_loss(loss: LossLike) -> Loss:
     if callable(loss) and not isinstance(loss, nn.Module):
         return losses.from_function(loss)
     return losses.build(loss)  # type: ignore[arg-type]
+
+
+def build_numerics(args: PreferenceConfig, accelerator: Any) -> Numerics:
+    """Returns how every forward of the run computes, once float32 products are as exact as was asked for."""
+    precision = args.float32_matmul_precision
+    error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
+    return numerics_of(accelerator, rounds_fp32=error > FULL_FP32)
 
 
 def build_policy(

@@ -20,12 +20,13 @@ from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
-from alignlab.runtime import FULL_FP32, evaluating, gathered, numerics_of, placed, set_matmul_precision, uncompiled
+from alignlab.runtime import evaluating, gathered, placed, uncompiled
 from alignlab.scoring import use_liger
 
 from .assembly import (
     LossLike,
     build_loss,
+    build_numerics,
     build_policy,
     build_step,
     build_sync,
@@ -106,9 +107,7 @@ class PreferenceTrainer(ResumableTrainer):
         if args.use_liger_kernel:
             with self._placed():
                 use_liger(self.model, args.liger_kernel_config)
-        precision = args.float32_matmul_precision
-        error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
-        self._numerics = numerics_of(self.accelerator, rounds_fp32=error > FULL_FP32)
+        self._numerics = build_numerics(args, self.accelerator)
         if self.data.train is not None:
             brought = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
             check_masters(policy, args, self._numerics, own_optimiser=brought)
