@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignlab import scoring
 from alignlab.losses import Labelled, Loss, LossOutput, Pairs, Totals
 from alignlab.reference import REFERENCE, Frozen
+from alignlab.runtime import uncompiled
 from alignlab.scoring import LazyHead, Router
 
 from .batch import FrozenScores, any_logps, contributions, loss_batch
@@ -138,7 +139,7 @@ class PreferenceStep:
         def score(one: nn.Module) -> Tensor:
             return scoring.score(one, inputs["completions"], head=self._head.of(one))["logps"]
 
-        with self.autocast():
+        with uncompiled(), self.autocast():  # once a run: not worth graphs of its own
             return quiet_scores(score, model, inputs)
 
     def totals(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Totals:
