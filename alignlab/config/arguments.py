@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
-from alignlab.runtime import check_parallel, this_machine
+from alignlab.runtime import check_fsdp, check_parallel, this_machine
 
 from .automatic import decide
 from .checks import check_training_options
@@ -214,7 +214,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             setattr(self, name, value)
         if getattr(self, "activation_checkpointing", True) is None:  # the newer name, of which the other is an alias
             self.activation_checkpointing = self.gradient_checkpointing
+        given = self.fsdp_config if isinstance(self.fsdp_config, dict) else None  # a file is read by the next line
+        check_fsdp(self.fsdp, given, deepspeed=self.deepspeed is not None)
         super().__post_init__()
+        check_fsdp(self.fsdp, self.fsdp_config, deepspeed=False)
         if self.use_liger_kernel:
             self.liger_kernel_config: dict[str, bool] | None = _liger_kernels(self.liger_kernel_config)
         spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}

@@ -11,13 +11,14 @@ from .modules import check_one_device, evaluating, is_sharded_at_load, placed, u
 from .numerics import Numerics, numerics_of
 from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all, workers_of_a_rank
-from .zero import check_parallel, deepspeed_values, zero_stage
+from .zero import check_fsdp, check_parallel, deepspeed_values, zero_stage
 
 __all__ = [
     "FULL_FP32",
     "Machine",
     "Numerics",
     "check_engine",
+    "check_fsdp",
     "check_one_device",
     "check_parallel",
     "compiled_layers",

@@ -52,3 +52,32 @@ def check_parallel(
         )
     if fsdp:
         raise ValueError("fsdp: transformers' FSDP needs an accelerator; on a CPU it would silently be DDP: use ZeRO")
+
+
+def check_fsdp(asked: Any, config: Mapping[str, Any] | None, *, deepspeed: bool) -> None:
+    """Raises a ValueError for FSDP other than its second version, whole, alone, with weights on every rank at first.
+
+    Args:
+        asked: the key ``fsdp``, as it was given. config: ``fsdp_config``, with or without the prefix ``fsdp_``.
+        deepspeed: whether DeepSpeed is asked for as well.
+    """
+    if not asked:
+        return
+    if deepspeed:
+        raise ValueError("fsdp and deepspeed are both given: choose one")
+    words = {str(getattr(one, "value", one)).lower() for one in asked} if isinstance(asked, list) else set()
+    words |= set(asked.lower().replace(",", " ").split()) if isinstance(asked, str) else set()
+    other = sorted(words - {"full_shard", "auto_wrap", "offload", "true"})
+    if other:
+        raise ValueError(f"fsdp: expected full_shard, with auto_wrap or offload or without; found {' '.join(other)}")
+    values = {name.removeprefix("fsdp_"): value for name, value in (config or {}).items()}
+    if str(values.get("version", 2)) != "2":
+        raise ValueError(
+            f"fsdp_config.version: found {values['version']}, allowed: 2. The first version casts buffers as well, so "
+            "that a reference scored before it shards would differ from the policy; transformers drops it too"
+        )
+    if str(values.get("cpu_ram_efficient_loading", False)).lower() == "true":
+        raise ValueError(
+            "fsdp_config.cpu_ram_efficient_loading: true cannot work here: the reference is scored before weights are "
+            "sharded, when all ranks but the first would have none; allowed: false"
+        )

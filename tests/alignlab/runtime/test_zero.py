@@ -10,6 +10,7 @@ from accelerate import ParallelismConfig
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.run import load_config
+from alignlab.runtime.zero import check_fsdp
 
 RUN: dict[str, Any] = {
     "loss": {"name": "dpo"},
@@ -45,3 +46,39 @@ def test_a_reference_is_sharded_at_stage_3_or_not_at_all(tmp_path: Path) -> None
 def test_fsdp_on_a_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fsdp: .* silently be DDP"):
         PreferenceConfig(output_dir=str(tmp_path), fsdp="full_shard", use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "deepspeed", "message"),
+    [
+        ("full_shard", {}, True, "fsdp and deepspeed are both given"),
+        (
+            "shard_grad_op auto_wrap",
+            {},
+            False,
+            "fsdp: expected full_shard, with auto_wrap or offload",
+        ),
+        ("full_shard", {"fsdp_version": 1}, False, r"fsdp_config\.version: found 1, allowed: 2"),
+        (True, {"version": "1"}, False, r"fsdp_config\.version: found 1, allowed: 2"),
+        ("full_shard", {"cpu_ram_efficient_loading": "true"}, False, "all ranks but the first would have none"),
+    ],
+)
+def test_fsdp_that_cannot_work_is_refused(asked: Any, config: Any, deepspeed: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_fsdp(asked, config, deepspeed=deepspeed)
+
+
+@pytest.mark.parametrize("asked", ["full_shard", "full_shard auto_wrap", ["full_shard"], True, None, ""])
+def test_fsdp_of_the_second_version_is_taken_where_there_is_an_accelerator(asked: Any, tmp_path: Path) -> None:
+    """What is asked for passes; on a CPU the arguments are refused all the same, for they would be DDP."""
+    check_fsdp(asked, {"version": 2}, deepspeed=False)
+    check_fsdp(asked, None, deepspeed=False)
+    check_fsdp(None, {"version": 1}, deepspeed=True)
+    if asked:
+        with pytest.raises(ValueError, match="fsdp: transformers' FSDP needs an accelerator"):
+            PreferenceConfig(output_dir=str(tmp_path), fsdp=asked, use_cpu=True)
+
+
+def test_arguments_check_the_version_of_fsdp(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fsdp_config\.version: found 1, allowed: 2"):
+        PreferenceConfig(output_dir=str(tmp_path), fsdp="full_shard", fsdp_config={"version": 1}, use_cpu=True)
