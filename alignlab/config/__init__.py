@@ -23,7 +23,7 @@ from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences,
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
-    from .automatic import AUTO, decide, four_bit_dtype
+    from .automatic import AUTO, DECIDED, decide, four_bit_dtype
     from .checks import duration
     from .run import RunConfig, find_config, load_config, schema
 
@@ -31,6 +31,7 @@ __all__ = [
     "AUTO",
     "CANNOT",
     "CHANGES",
+    "DECIDED",
     "HARMLESS",
     "KINDS",
     "DataConfig",
@@ -62,6 +63,7 @@ __all__ = [
 
 _HOMES = {
     "AUTO": "automatic",
+    "DECIDED": "automatic",
     "decide": "automatic",
     "four_bit_dtype": "automatic",
     "PreferenceConfig": "arguments",

@@ -10,6 +10,7 @@ from alignlab.runtime import Machine, deepspeed_values
 from .options import ModelOptions
 
 AUTO = "auto"
+DECIDED = ("bf16", "float32_matmul_precision", "gradient_checkpointing", "model.bnb_4bit_compute_dtype")  # by machines
 Decision = tuple[Any, str]  # the value, and why
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.config import (
+    AUTO,
+    DECIDED,
     RunConfig,
     Values,
     block_of,
@@ -170,6 +172,8 @@ def _check_same(run: SweepRun, where: str) -> None:
         return
     before, now = _flat(read_yaml(written)), _flat(parse_yaml(run.config.to_yaml(), where))
     for key in {**before, **now}:
+        if key in DECIDED and now.get(key) in (AUTO, None):
+            continue  # what stands there is what the machine made of it
         if key.split(".")[0] not in _NOT_THE_RUN and before.get(key) != now.get(key):
             raise ValueError(
                 f"{where}: {run.folder} holds a run with {key}: {before.get(key)!r}, and the sweep says "
