@@ -92,10 +92,8 @@ class ChatTemplate:
         completions: dict[str, list[Message]] = row.completions  # type: ignore[assignment]
         generation = all(turns[0]["role"] == "assistant" for turns in completions.values())
         prompt, _ = self._text(row, template, row.prompt, generation)
-        whole = {
-            name: self._text(row, template, row.prompt + turns, False, spans=True)
-            for name, turns in completions.items()
-        }
+        conversations = [row.prompt + turns for turns in completions.values()]
+        whole = dict(zip(completions, self._texts(row, template, conversations, False, spans=True), strict=True))
         end = self._prompt_end(prompt, [text for text, _ in whole.values()])
         segments: dict[str, list[Segment]] = {}
         for name, (text, marked) in whole.items():
@@ -170,13 +168,19 @@ class ChatTemplate:
         return found
 
     def _text(
-        self, row: Row, template: str, messages: list[Message], generation: bool, spans: bool = False
+        self, row: Row, template: str, messages: list[Message], generation: bool
     ) -> tuple[str, list[Span] | None]:
+        return self._texts(row, template, [messages], generation)[0]
+
+    def _texts(
+        self, row: Row, template: str, conversations: list[list[Message]], generation: bool, spans: bool = False
+    ) -> list[tuple[str, list[Span] | None]]:
+        """Renders conversations of one row in one call; with ``spans`` also says what the template marks of each."""
         marks = spans and _GENERATION.search(template) is not None
         arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs, **row.template_kwargs}
         try:
             rendered: tuple[list[str], list[list[Span]]] = render_jinja_template(
-                conversations=[messages],
+                conversations=conversations,
                 tools=row.tools,
                 chat_template=template,
                 return_assistant_tokens_mask=marks,
@@ -185,7 +189,9 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # templates refuse in many ways
             raise Unclear(f"the chat template refuses the row: {error}") from error
-        return rendered[0][0], ([(start, end) for start, end in rendered[1][0]] if marks else None)
+        if not marks:
+            return [(text, None) for text in rendered[0]]
+        return [(text, [(start, end) for start, end in found]) for text, found in zip(*rendered, strict=True)]
 
     def _template(self, row: Row) -> str:
         if self.tokenizer.chat_template is None:
@@ -229,10 +235,9 @@ class ChatTemplate:
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            before, _ = self._text(row, template, row.prompt + turns[:index], True)
-            after, _ = self._text(row, template, row.prompt + turns[: index + 1], False)
-            if index == 0:
-                before = text[:end]
+            before = text[:end] if index == 0 else self._text(row, template, row.prompt + turns[:index], True)[0]
+            last = index == len(turns) - 1
+            after = text if last else self._text(row, template, row.prompt + turns[: index + 1], False)[0]
             if not (text.startswith(before) and text.startswith(after)):
                 raise Unclear(
                     f"{name} has several turns, and the chat template does not render its turns one after the other; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .options import PROMPT_CUT_SHARE, DataOptions
 from .schema import RowError
@@ -51,6 +51,7 @@ class Tokeniser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.direct = _is_plain(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id if add_eos else None
         # A word that the tokenizer knows shows what it writes around every text.
         word = next((word for word in ("a", "the", "1", "?") if self._ids([word])[0]), "")
@@ -67,6 +68,9 @@ class Tokeniser:
     def _ids(self, texts: list[str]) -> list[Ids]:
         if not texts:
             return []
+        if self.direct:  # the same ids without offsets, masks and warnings, which nobody reads: a quarter less time
+            self.tokenizer("", add_special_tokens=False)  # forgets what a call before may have set (padding, ...)
+            return [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, False, False)]
         ids: list[Ids] = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
@@ -111,6 +115,15 @@ class Tokeniser:
             ids.append(self.eos)
             mask.append(True)
         return Completion(ids, mask)
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True where a call of a tokenizer is a call of its Rust backend, and nothing that its class adds."""
+    kind = type(tokenizer)
+    own = kind.__call__ is not PreTrainedTokenizerBase.__call__ or not issubclass(kind, PreTrainedTokenizerFast)
+    if own or kind._encode_plus is not PreTrainedTokenizerFast._encode_plus:
+        return False
+    return hasattr(tokenizer.backend_tokenizer, "encode_batch_fast")
 
 
 def truncate(row: Encoded, options: DataOptions, bos: Ids) -> Encoded:
