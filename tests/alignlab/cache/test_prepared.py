@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from datasets import IterableDataset
 from making import make_rows, make_tokenizer
 
 from alignlab.cache import PreparedSets, cache_info, cache_prune, cache_verify
@@ -282,3 +283,18 @@ def test_two_at_once_prepare_once_and_who_waited_is_told_of_bad_rows(tmp_path: P
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 1
         assert f"{broken}:4001: " in errors
+
+
+def test_a_stream_is_written_once_with_the_place_of_every_row(
+    tmp_path: Path, tokenizer: Any, makings: list[Path]
+) -> None:
+    rows = make_rows(2500)
+    stream = IterableDataset.from_generator(rows.__iter__)
+    found = sets(tmp_path).open(stream, tokenizer, DataOptions())
+    assert found.dataset["source"][:] == [f"row {number}" for number in range(2500)]
+    assert found.report.rows_read == 2500
+    again = sets(tmp_path).open(IterableDataset.from_generator(rows.__iter__), tokenizer, DataOptions())
+    assert len(makings) == 1
+    assert again.dataset[:]["chosen_ids"] == found.dataset[:]["chosen_ids"]
+    sets(tmp_path).open(stream.skip(1), tokenizer, DataOptions())
+    assert len(makings) == 2
