@@ -20,7 +20,7 @@ from alignlab.data.workers import in_order
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four chunks of rows: good, broken, equal, of rare columns, without the group that others have."""
     chance = random.Random(3)
-    rows: list[dict[str, Any]] = make_rows(3300)  # type: ignore[assignment]
+    rows: list[dict[str, Any]] = make_rows(3300)
     for number, row in enumerate(rows):
         row["weight" if number % 5 else "margin"] = number % 3 + 1
         if number % 7:
