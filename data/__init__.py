@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check, statistics
+from .columns import value_counts
 from .formats import parse_row
 from .holdout import hold_out
 from .identity import rows_digest, sources_digest
@@ -73,6 +74,7 @@ __all__ = [
     "sources_digest",
     "statistics",
     "toy",
+    "value_counts",
     "write_page",
 ]
 

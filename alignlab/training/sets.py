@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import PreferenceConfig
-from alignlab.data import DataOptions, hold_out, rows_digest
+from alignlab.data import DataOptions, hold_out, rows_digest, value_counts
 from alignlab.losses import Facts, Needs
 from alignlab.runtime import workers_of_a_rank
 
@@ -134,10 +133,9 @@ class TrainingData:
         if self.train is None:
             return Facts(0)
         columns = self.train.column_names
-        groups = Counter(self.train["group"]) if "group" in columns else {}
-        labels = list(self.train["label"]) if "label" in columns else []
-        desirable = sum(map(bool, labels))
-        counts = len(self.train), dict(sorted(groups.items())), desirable, len(labels) - desirable
+        groups = value_counts(self.train, "group") if "group" in columns else {}
+        labels = value_counts(self.train, "label") if "label" in columns else {}
+        counts = len(self.train), dict(sorted(groups.items())), labels.get(True, 0), labels.get(False, 0)
         return Facts(*counts, self._objectives(self.train))
 
     def _objectives(self, train: Any) -> tuple[str, ...]:
@@ -151,7 +149,7 @@ class TrainingData:
     def _groups(self) -> tuple[str, ...]:
         """Returns the names of the groups: those trained on, then those met in evaluation only."""
         trained = tuple(self.facts.groups)
-        met = {name for one in self.evaluations() if "group" in one.column_names for name in one["group"]}
+        met = {name for one in self.evaluations() if "group" in one.column_names for name in value_counts(one, "group")}
         new = sorted(met - set(trained))
         if new and self.train is not None and "group" in self.needs.columns:
             raise ValueError(f"the evaluation data has groups that the training data lacks: {', '.join(new)}")

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from alignlab.data import DataOptions, content_key, hold_out, keys_of, prepare
+from alignlab.data import DataOptions, content_key, hold_out, keys_of, prepare, value_counts
 
 ROWS = [{"prompt": f"ask {i // 2}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
 
@@ -43,3 +43,10 @@ def test_rows_are_held_out_by_the_hash_of_their_prompt(tokenizer):
         train, held = hold_out(one, 5)
         assert held["source"][:] == [f"row {i}" for i in expected]
         assert len(train) == 34
+
+
+def test_values_of_a_column_are_counted_over_the_rows_that_are_left(tokenizer):
+    rows = [{**row, "group": "ab"[number % 3 == 0]} for number, row in enumerate(ROWS)]
+    dataset = prepare(rows, tokenizer, DataOptions(kind="labelled"), progress=False).dataset
+    assert value_counts(dataset, "group") == {"a": 2 * 26, "b": 2 * 14}
+    assert value_counts(dataset.select([0, 2, 3]), "label") == {True: 2, False: 1}
