@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from datetime import date
 from importlib.metadata import version
@@ -97,10 +98,11 @@ def _file_hash(path: Path, memory: Path) -> bytes:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").digest()
     if path.stat().st_mtime_ns == state.st_mtime_ns and began - state.st_mtime > SETTLED:
-        memory.mkdir(parents=True, exist_ok=True)
         aside = note.with_suffix(f".{time.time_ns()}")
-        aside.write_text(found.hex())
-        aside.rename(note)
+        with suppress(OSError):  # a read-only cache: the file is read again
+            memory.mkdir(parents=True, exist_ok=True)
+            aside.write_text(found.hex())
+            aside.rename(note)
     return found
 
 

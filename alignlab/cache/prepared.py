@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -58,9 +59,15 @@ class PreparedSets:
         key = prepared_key(sources, tokenizer, options, seed, self.folder / ".files")
         folder = self.folder / key
         if not self._is_whole(folder):
-            with self._only_maker(key) as ours:
-                if ours:
-                    self._make(source, tokenizer, options, seed, key)
+            try:
+                with self._only_maker(key) as ours:
+                    if ours:
+                        self._make(source, tokenizer, options, seed, key)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                logger.warning("%s: every rank prepares rows in its own memory; data_cache_dir names a folder", error)
+                return prepare(source, tokenizer, options, seed, self.progress, self.workers)
         return _opened(folder, options)
 
     def _is_whole(self, folder: Path) -> bool:

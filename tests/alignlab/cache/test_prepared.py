@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -214,6 +215,22 @@ def test_too_small_a_disk_is_said_before_anything_is_prepared(
     with pytest.raises(OSError, match=r"0.0 GB free, and preparing these rows may take 0.0 GB.*data_cache_dir"):
         sets(tmp_path).open(str(source), tokenizer, DataOptions())
     assert makings == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_rows_are_prepared_in_memory(
+    source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lock that may not be taken, as root cannot be kept from writing by a folder's mode."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    found = sets(tmp_path).open(str(source), tokenizer, DataOptions())
+    assert len(found.dataset) == 30
+    assert found.dataset.cache_files == []
+    assert "Permission denied" in caplog.text
+    assert "every rank prepares rows in its own memory; data_cache_dir names a folder" in caplog.text
 
 
 def test_few_rows_from_python_stay_in_memory(tmp_path: Path, tokenizer: Any) -> None:
