@@ -12,9 +12,10 @@ from unittest.mock import patch
 import pretend
 import pytest
 import torch
+import zoo_ranks
 from pretend import DEVICE, MixedDevices, is_there
 from pretend_runs import Runs, close, figures, lora, on_the_device
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from zoo_ranks import CASES
 
 from alignlab import losses
@@ -85,6 +86,25 @@ def test_a_model_that_moves_keeps_its_parameters_and_its_ties() -> None:
         tied(torch.ones(1, 2, device=DEVICE)).sum().backward()
         assert weight.grad is not None
         assert weight.grad.device == DEVICE
+
+
+def test_a_model_is_loaded_as_on_the_cpu_there_and_afterwards(tmp_path: Path) -> None:
+    """Rotary frequencies, which no file has, are made and not left as the memory was; ``meta`` reaches every maker.
+
+    torch lists once a process what ``with torch.device(...)`` reaches; here it has not yet.
+    """
+    made = zoo_ranks.tiny(0)
+    made.save_pretrained(tmp_path)
+    expected = {**made.state_dict(), **dict(made.named_buffers())}
+    torch.utils._device._device_constructors.cache_clear()
+    with pretend.accelerator():
+        there = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        assert torch.tensor([]).device.type == "meta"
+    for model in (there, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        found = {**model.state_dict(), **dict(model.named_buffers())}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 # ---- where engines leave the model -----------------------------------------------------------------------------------

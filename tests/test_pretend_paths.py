@@ -20,6 +20,8 @@ from pretend_runs import Runs, close, figures, lora, on_the_device
 from transformers import AutoModelForCausalLM
 
 from alignlab.config import load_config
+from alignlab.evaluation import EvalOptions, evaluate
+from alignlab.evaluation import flat as flat_figures
 from alignlab.run import train
 from alignlab.scoring import FLAT, forward
 
@@ -143,11 +145,24 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(runs: Runs, tmp_
         ]
 
 
-def test_a_whole_run_writes_its_report(tmp_path: Path) -> None:
-    """As the command does: config to report, with answers to held-out prompts before and after."""
+def numbers(figures: Any) -> dict[str, float]:
+    """Returns the figures that are numbers, under one name each."""
+    return {name: value for name, value in flat_figures(figures).items() if isinstance(value, int | float)}
+
+
+def test_a_whole_run_writes_its_report_and_what_it_saved_is_evaluated(tmp_path: Path) -> None:
+    """As the commands do: config to report, then held-out pairs of the saved model, the same there and here."""
     engine_ranks.prepare(tmp_path)
     values = engine_ranks.settings(tmp_path, tmp_path / "run", "dpo", max_steps=2, report=True, report_samples=2)
     with pretend.accelerator():
         folder = train(load_config({**values, "optim": "adamw_torch", "eval_strategy": "steps", "eval_steps": 1}))
         assert "<html" in (folder / "report.html").read_text()
         assert len(json.loads((folder / "samples.json").read_text())) == 2
+        options = EvalOptions(
+            str(folder), str(tmp_path / "eval_pairs.jsonl"), str(tmp_path / "model"), generate=2, max_new_tokens=4
+        )
+        there = evaluate(options)
+    assert there["answers"]["answers"] == 2
+    assert numbers(there["pairs"]) == {
+        name: pytest.approx(value, abs=1e-5) for name, value in numbers(evaluate(options)["pairs"]).items()
+    }

@@ -6,7 +6,8 @@ raises ``MixedDevices``, as a GPU would. What a GPU forgives because it helps it
 as well, namely an index on the CPU; single numbers in elementwise arithmetic are forgiven as a GPU does.
 
 What it cannot see:
-- memory, streams, asynchronous copies, pinned memory, and how often the host waits;
+- memory, streams, asynchronous copies, pinned memory, and how often the host waits: state left on the CPU by a loss
+  that moves what it meets (``group_robust`` does) is slow on a GPU, and not wrong;
 - kernels: dtypes, strides and shapes that a GPU's would refuse, and their rounding;
 - autocast: ``torch.autocast`` knows no such device, so that mixed precision computes in the weights' dtype;
 - other ranks: collectives are not crossed; engines are seen by where they leave the model before they wrap it;
@@ -28,9 +29,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from alignlab.scoring import head
 
@@ -156,7 +157,6 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: lis
 
 # ---- the places where Python asks for a device without an operation that is dispatched -------------------------------
 
-_load: Any = PreTrainedModel.from_pretrained.__func__
 _tensor, _autocast = torch.tensor, torch.autocast.__init__
 _is_autocast, _autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
@@ -175,12 +175,6 @@ def _begun(self: Any, device_type: str, *args: Any, **options: Any) -> None:
     _autocast(self, _plain(device_type), *args, **options)
 
 
-def _loaded(cls: type, *args: Any, **options: Any) -> Any:
-    """Loads a model as ever: its files are read to the CPU, by threads that do not know of the device."""
-    with _disable_current_modes():
-        return _load(cls, *args, **options)
-
-
 def _stored(name: str, value: Any) -> property:
     """Returns a property that hides what is stored under its name, and is there again when it goes."""
     return property(lambda _: value, lambda self, given: self.__dict__.__setitem__(name, given))
@@ -195,13 +189,16 @@ def _device_of(args: TrainingArguments) -> torch.device:
 def accelerator() -> Iterator[None]:
     """Within it every run's device is the pretend one; a model that moves there keeps its parameters' identity."""
     before = torch.__future__.get_swap_module_params_on_conversion()
+    # What `with torch.device(...)` reaches is listed once a process, by the functions themselves. Listed first in here,
+    # it would have our `tensor` for torch's, also afterwards, and transformers, which asks `torch.tensor([])` whether
+    # it builds on "meta", would take rotary frequencies for made and leave them as the memory was.
+    torch.utils._device._device_constructors()
     with ExitStack() as stack:
         for owner, name, value in (
             (TrainingArguments, "device", property(_device_of)),
             (Accelerator, "device", _stored("device", DEVICE)),
             (PartialState, "device", _stored("device", DEVICE)),
             (AcceleratorState, "device", _stored("device", DEVICE)),
-            (PreTrainedModel, "from_pretrained", classmethod(_loaded)),
             (torch, "tensor", _made),
             (torch.autocast, "__init__", _begun),
             (torch, "is_autocast_enabled", lambda kind="cuda": _is_autocast(_plain(kind))),
