@@ -110,7 +110,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "null: as the process has it."
         },
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the policy to 0."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set every dropout of the base to 0; an adapter's own (lora_dropout) stays."}
+    )
     reference: Reference = field(
         default="auto",
         metadata={

@@ -161,8 +161,9 @@ def check_peft(options: Values) -> None:
     if kind not in classes:
         raise ValueError(f"peft.peft_type: expected one of {', '.join(sorted(classes))}, found {kind!r}")
     free = {"peft_type", "task_type"}
-    if str(options.get("init_lora_weights")).startswith("pissa_niter_"):
-        free.add("init_lora_weights")  # a pattern that the annotation cannot express
+    start = str(options.get("init_lora_weights"))
+    if start == "lora_ga" or re.fullmatch(r"pissa_niter_\d+", start):
+        free.add("init_lora_weights")  # a pattern that the annotation cannot express, and a name that it lacks
     names = {one.name for one in fields(classes[kind])}
     for key in options:
         if key not in names:
@@ -174,7 +175,7 @@ def check_peft(options: Values) -> None:
         keys.check({"peft": checked})
     try:
         classes[kind](**{key: value for key, value in options.items() if key != "peft_type"})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"peft: {error}") from error
 
 

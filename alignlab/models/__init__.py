@@ -3,22 +3,38 @@
 Never here: a forward pass, data, or training.
 """
 
-from .adapters import add_adapter, base_path, is_peft, leaves_base_alone, merge_adapter, peft_options
+from .adapter_kinds import check_adapter, kind_of
+from .adapters import (
+    add_adapter,
+    base_path,
+    disable_dropout,
+    is_peft,
+    leaves_base_alone,
+    merge_adapter,
+    peft_options,
+    refuse_unrepeatable,
+    save_as_plain,
+)
 from .load import load_model, load_tokenizer, pad_token_id, saved_folder, torch_dtype
 from .quantised import guard_quantised, is_quantised
 
 __all__ = [
     "add_adapter",
     "base_path",
+    "check_adapter",
+    "disable_dropout",
     "guard_quantised",
     "is_peft",
     "is_quantised",
+    "kind_of",
     "leaves_base_alone",
     "load_model",
     "load_tokenizer",
     "merge_adapter",
     "pad_token_id",
     "peft_options",
+    "refuse_unrepeatable",
+    "save_as_plain",
     "saved_folder",
     "torch_dtype",
 ]

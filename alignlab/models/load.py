@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from alignlab.config import ModelOptions, four_bit_dtype, holds_adapter
 from alignlab.runtime import is_sharded_at_load, this_machine
 
-from .adapters import base_path
+from .adapters import base_path, refuse_unrepeatable
 from .quantised import guard_quantised, prepare_quantised
 
 
@@ -67,6 +67,8 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
     adapter = options.adapter if path == options.name_or_path else None
     if holds_adapter(path):
         adapter, path = path, base_path(path)
+    if adapter is not None:
+        refuse_unrepeatable(adapter)
     quantised = quantisation(options)
     model = AutoModelForCausalLM.from_pretrained(
         path,

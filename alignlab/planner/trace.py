@@ -215,7 +215,10 @@ def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     if shape.peft is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, models.peft_options(shape.peft), low_cpu_mem_usage=True)
+        config = models.peft_options(shape.peft)
+        if hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = True  # how it starts takes no memory; CorDA would ask for rows
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
         if shape.checkpointing:
             model.enable_input_require_grads()
     return model.train()

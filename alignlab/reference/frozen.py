@@ -91,7 +91,7 @@ class AdapterOff(FrozenModel):
 
     Raises:
         ValueError: the initialisation of the adapter changed the base weights, so that no adapter-off model is the
-            reference (PiSSA, OLoRA, LoftQ: 0.3 to 0.4 nats off).
+            reference (PiSSA, OLoRA, CorDA: 0.3 to 0.4 nats off).
     """
 
     def __init__(self, policy: Any, new_adapter: Any | None = None) -> None:
@@ -131,6 +131,7 @@ class OtherAdapter(FrozenModel):
         """
         if not models.is_peft(policy):
             raise ValueError("ref_adapter needs a policy with an adapter; for a full model give ref_model_name_or_path")
+        models.refuse_unrepeatable(folder, beside=True)
         policy.load_adapter(folder, adapter_name=name, is_trainable=False)
         other = cls(policy, name)
         other.from_policy = False

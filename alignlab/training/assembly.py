@@ -9,27 +9,38 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.trainer_utils import set_seed
-from trl.trainer.utils import disable_dropout_in_model
 
 from alignlab import losses, models
-from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.data import Mode
 from alignlab.losses import Loss
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
 from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, set_matmul_precision
 from alignlab.scoring import choose_layout, router_of
 
+from .adapter_start import start_adapter
 from .step import PreferenceStep
 
 logger = logging.getLogger(__name__)
 LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
 
-def options_of(model: str | nn.Module) -> ModelOptions:
-    """Returns how to load a model, and the tokenizer beside it, where nothing but the model or its path was given."""
-    if isinstance(model, str):
-        return ModelOptions(name_or_path=model)
-    return ModelOptions(name_or_path=str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
+def settle_options(
+    model: str | nn.Module, given: ModelOptions | None, args: PreferenceConfig, peft_config: Any | None
+) -> ModelOptions:
+    """Returns how to load a model, and the tokenizer beside it; refuses what could not be trained before it is loaded.
+
+    Raises:
+        ValueError: folders that stand in each other's way, or an adapter that could not be saved and loaded exactly.
+    """
+    path = model if isinstance(model, str) else str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    options = given or ModelOptions(name_or_path=path)
+    check_places(options, vars(args))
+    if peft_config is not None:
+        quantised = not isinstance(model, str) and models.is_quantised(model)
+        quantised = quantised or options.load_in_4bit or options.load_in_8bit
+        models.check_adapter(peft_config, quantised=quantised, merges=options.merge_adapter)
+    return options
 
 
 def settle_devices(args: PreferenceConfig) -> None:
@@ -69,17 +80,21 @@ def build_numerics(args: PreferenceConfig, accelerator: Any) -> Numerics:
 
 
 def build_policy(
-    model: str | nn.Module, options: ModelOptions, args: PreferenceConfig, peft_config: Any | None
+    model: str | nn.Module, options: ModelOptions, args: PreferenceConfig, peft_config: Any | None, train: Any | None
 ) -> nn.Module:
-    """Returns the model to train: loaded where a path was given, with a new adapter and without dropout if asked."""
+    """Returns the model to train: loaded where a path was given, with a new adapter and without dropout if asked.
+
+    Args:
+        train: the tokenised training rows, from which some adapters are made.
+    """
     policy: nn.Module = models.load_model(options) if isinstance(model, str) else model
     check_one_device("model", policy)
     models.guard_quantised(policy)
     if peft_config is not None:
         set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
-        policy = models.add_adapter(policy, peft_config)
+        policy = start_adapter(policy, peft_config, train, args)
     if args.disable_dropout:
-        disable_dropout_in_model(policy)
+        models.disable_dropout(policy)
     return policy
 
 

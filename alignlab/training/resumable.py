@@ -182,6 +182,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if sharded or self.args.should_save:
             with put_in_place(Path(output_dir or self.args.output_dir), "model", together=sharded) as aside:
                 super().save_model(str(aside), _internal_call=True)
+                if self.args.should_save:
+                    models.save_as_plain(self.model, aside)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from alignlab import models
 from alignlab.checkpoints import load_loss, save_loss
-from alignlab.config import ModelOptions, PreferenceConfig, check_places
+from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.evaluation import AnswerMetrics
 from alignlab.reference import REFERENCE, fill_caches, frozen_scorers
 from alignlab.runtime import evaluating, gathered, placed, uncompiled
@@ -30,8 +30,8 @@ from .assembly import (
     build_policy,
     build_step,
     build_sync,
-    options_of,
     settle_devices,
+    settle_options,
     shared_layout,
 )
 from .batch import any_logps
@@ -85,15 +85,14 @@ class PreferenceTrainer(ResumableTrainer):
         model_options: ModelOptions | None = None,
         **kwargs: Any,
     ) -> None:
-        options = model_options or options_of(model)
-        check_places(options, vars(args))
+        options = settle_options(model, model_options, args, peft_config)
         self.loss = build_loss(loss)
         self._told = describe_run(self.loss, args, options, peft_config)
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
         settle_devices(args)
-        policy = build_policy(model, options, args, peft_config)
+        policy = build_policy(model, options, args, peft_config, self.data.train)
         super().__init__(
             model=policy,
             args=args,
