@@ -215,10 +215,10 @@ def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     if shape.peft is not None:
         from peft import get_peft_model
 
-        config = models.peft_options(shape.peft)
-        if hasattr(config, "init_lora_weights"):
-            config.init_lora_weights = True  # how it starts takes no memory; CorDA would ask for rows
-        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+        adapter = models.peft_options(shape.peft)
+        if hasattr(adapter, "init_lora_weights"):
+            adapter.init_lora_weights = True  # how it starts takes no memory; CorDA would ask for rows
+        model = get_peft_model(model, adapter, low_cpu_mem_usage=True)
         if shape.checkpointing:
             model.enable_input_require_grads()
     return model.train()

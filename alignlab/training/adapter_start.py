@@ -58,7 +58,7 @@ def _corda(policy: nn.Module, config: Any, rows: list[Tensor]) -> Any:
             policy(input_ids=row[None].to(device), use_cache=False)
 
     preprocess_corda(policy, config, run_model=run)
-    return models.add_adapter(policy, config)  # type: ignore[arg-type]
+    return models.add_adapter(policy, config)
 
 
 def _eva(policy: nn.Module, config: Any, rows: list[Tensor]) -> Any:
@@ -78,7 +78,7 @@ def _eva(policy: nn.Module, config: Any, rows: list[Tensor]) -> Any:
             raise ValueError(f"no convergence in {_PASSES} passes over {len(rows)} rows; lower peft.eva_config.tau")
         model(**inputs, use_cache=False)
 
-    adapted = models.add_adapter(policy, config)  # type: ignore[arg-type]
+    adapted = models.add_adapter(policy, config)
     initialize_lora_eva_weights(
         adapted, batches, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
     )

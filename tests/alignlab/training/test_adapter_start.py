@@ -86,7 +86,7 @@ def test_the_folder_of_a_run_loads_under_another_seed_and_without_rows(
 def test_a_checkpoint_of_a_random_start_is_resumed_and_no_model_of_its_own(tokenizer: Any, tmp_path: Path) -> None:
     """What is resumed is bit for bit what went on; what would be another model is refused by name."""
     config = LoraConfig(**LORA, init_lora_weights="pissa_niter_2")
-    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     make_model().save_pretrained(tmp_path / "base")
 
     def run(folder: str) -> PreferenceTrainer:
