@@ -19,7 +19,7 @@ from .rows_file import open_rows
 from .schema import BadRow, DataReport, RowError, SourceReport
 from .set_identity import prepared_key
 from .show import peek
-from .shown import as_values, render
+from .shown import as_values, printable, render
 from .sources import open_sources
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ __all__ = [
     "peek",
     "prepare",
     "prepared_key",
+    "printable",
     "render",
     "row_tokens",
     "rows_digest",

@@ -115,7 +115,7 @@ def _read(account: Account, draft: Draft, encoder: Encoder, progress: bool, work
                 origins.append(index)
                 yield chunk
 
-    with tqdm(desc="reading and tokenising", unit=" rows", disable=not progress) as bar:
+    with tqdm(desc="reading and tokenising", unit=" rows", leave=False, disable=None if progress else True) as bar:
         for number, outcome in enumerate(in_order(encoder, chunks(), workers)):
             draft.add(outcome, account.take(origins[number], outcome))
             bar.update(outcome.rows)

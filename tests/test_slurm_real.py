@@ -130,7 +130,7 @@ def test_one_node(uninterrupted: Path) -> None:
 def resumed(run: Path, job: str, nodes: int = 1) -> bool:
     """True if a restart of the job went on from a checkpoint before the last step; every node logs its steps."""
     checkpoints = [int(re.sub(r"\D", "", path.name)) for path in run.glob("checkpoint-*")]
-    restarted = (run / "logs" / f"train-{job}-restart-1.log").read_text().count("'loss'")
+    restarted = (run / "logs" / f"train-{job}-restart-1.log").read_text().count("  loss ")
     return 0 < min(checkpoints) < STEPS and restarted == nodes * (STEPS - min(checkpoints))
 
 
@@ -153,7 +153,7 @@ def restart_soon(job: str, folder: Path) -> None:
 def started(run: Path, job: str, folder: Path) -> None:
     """Waits until the first start of a job has trained three steps."""
     log = run / "logs" / f"train-{job}-restart-0.log"
-    wait(lambda: log.exists() and log.read_text().count("'loss'") >= 3, folder)
+    wait(lambda: log.exists() and log.read_text().count("  loss ") >= 3, folder)
 
 
 def test_told_to_stop_it_requeues_itself_and_ends_as_if_never_stopped(uninterrupted: Path, folder: Path) -> None:

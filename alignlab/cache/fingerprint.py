@@ -187,7 +187,9 @@ def digests_of(tensors: Iterable[NamedTensor], dtypes: Mapping[str, torch.dtype]
         raise ValueError("a tensor name appears twice")
     for name, tensor, _ in named:
         _check_whole(name, tensor)
-    bar = tqdm(total=sum(t.nbytes for _, t, _ in named), desc="Fingerprint", unit="B", unit_scale=True, delay=3)
+    size = sum(tensor.nbytes for _, tensor, _ in named)
+    # disable=None: shown on a terminal alone
+    bar = tqdm(total=size, desc="Fingerprint", unit="B", unit_scale=True, delay=3, leave=False, disable=None)
     with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = []
         for (_, tensor, _), digest in zip(named, pool.map(lambda item: _digest(item[1], item[2]), named), strict=True):

@@ -15,10 +15,15 @@ def add_to(commands: Any) -> None:
     cache = commands.add_parser(
         "cache", help="look after the scores of frozen models, and prepared rows"
     ).add_subparsers(required=True)
-    info = add_command(cache, "info", _info, "list the models whose scores are kept, and the prepared rows")
-    verify = add_command(cache, "verify", _verify, "read every shard and prepared set and name the damaged ones")
+    info = add_command(
+        cache, "info", _info, "list the models whose scores are kept, and the prepared rows", "alignlab cache info"
+    )
+    text = "read every shard and prepared set and name the damaged ones"
+    verify = add_command(cache, "verify", _verify, text, "alignlab cache verify", "alignlab cache verify --repair")
     verify.add_argument("--repair", action="store_true", help="set them aside; they are made again when needed")
-    prune = add_command(cache, "prune", _prune, "delete scores and prepared rows, and what crashes left behind")
+    text = "delete scores and prepared rows, and what crashes left behind"
+    examples = ("alignlab cache prune --older_than_days 30 --dry_run", "alignlab cache prune --max_gb 50")
+    prune = add_command(cache, "prune", _prune, text, *examples)
     prune.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT", help="these; the first characters suffice")
     prune.add_argument("--older_than_days", type=float, help="those not used for longer")
     prune.add_argument("--max_gb", type=float, help="the least recently used, until the rest fits")

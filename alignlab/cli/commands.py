@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from . import cache, data, demo, evaluate, losses, plan, report, score, sweep, train
+from .console import debugging
 from .launched import without_local_rank
 
 # Everything heavy (torch, transformers, rich) is imported by the command that needs it, so that help comes at once.
@@ -22,12 +24,14 @@ READERS: dict[str, Reader] = {  # the commands that read their words themselves
     "eval": evaluate.main,
     "demo": demo.main,
 }
-USER_ERROR, INTERRUPTED = 2, 130
+LONGEST = 400  # characters of a message that we did not write
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status; errors of the user are one line, without a traceback.
+    """Runs one command and returns its exit status; an error is one line, without a traceback.
 
+    Errors of the user end with status 2, those that a library raised unexpectedly with 1 and where they came from.
     ``ALIGNLAB_DEBUG=1`` lets the traceback through.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
@@ -37,14 +41,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return READERS[words[0]](words[1:]) or 0
         arguments = _parser().parse_args(words or ["--help"])
         return int(arguments.run(arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("ALIGNLAB_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"alignlab: error: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("alignlab: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if debugging():
+            raise
+        expected = isinstance(error, (ValueError, OSError, FloatingPointError))
+        _say(str(error) if expected and str(error) else unexpected(error))
+        return USER_ERROR if expected else FAILED
+
+
+def unexpected(error: BaseException) -> str:
+    """Returns an error that nobody foresaw as one line: what we were doing, its kind, its words, and the place."""
+    package = Path(__file__).parents[1]
+    ours = [one for one in traceback.extract_tb(error.__traceback__) if package in Path(one.filename).parents]
+    place = f" (in {Path(ours[-1].filename).name}, {ours[-1].name}, line {ours[-1].lineno})" if ours else ""
+    doing = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    words = " ".join(str(error).split()) or "no message"
+    shown = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+    return f"{doing}{type(error).__name__}: {shown}{place}; ALIGNLAB_DEBUG=1 shows the traceback"
+
+
+def _say(text: str) -> None:
+    from alignlab.data import printable
+
+    print(f"alignlab: error: {printable(text)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,9 @@ from .parsers import add_command
 def add_to(commands: Any) -> None:
     """Adds the commands and their options."""
     data = commands.add_parser("data", help="look at data without a model").add_subparsers(required=True)
-    check = add_command(data, "check", run, "every bad row by file and line; lengths, duplicates, groups")
+    text = "every bad row by file and line; lengths, duplicates, groups"
+    examples = ("check pairs.jsonl", "check pairs.jsonl --tokenizer path/to/model --near --html check.html")
+    check = add_command(data, "check", run, text, *(f"alignlab data {one}" for one in examples))
     _add_source(check)
     check.add_argument("--rows", type=int, metavar="N", help="look at a sample of N rows, drawn evenly; by default all")
     check.add_argument("--against", nargs="+", metavar="FILE", help="another set: count the prompts that are in both")
@@ -20,7 +22,8 @@ def add_to(commands: Any) -> None:
     check.add_argument("--rows-per-step", type=int, default=64, metavar="N", help="of one optimiser step (64)")
     check.add_argument("--json", metavar="FILE", help="write the figures as JSON, too")
     check.add_argument("--html", metavar="FILE", help="write the figures as a page, too")
-    rows = add_command(data, "show", run_show, "rows as the model will see them, and what of them counts")
+    text = "rows as the model will see them, and what of them counts"
+    rows = add_command(data, "show", run_show, text, "alignlab data show pairs.jsonl --tokenizer path/to/model -n 5")
     _add_source(rows)
     rows.add_argument("-n", type=int, default=3, metavar="N", help="how many of the first rows (3)")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .parsers import add_reader
+from .parsers import add_reader, with_examples
 
 # torch and all that needs it is imported inside functions, so that `alignlab demo --help` comes at once.
 
@@ -62,7 +62,8 @@ def main(words: Sequence[str] = ()) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="alignlab demo", description=__doc__, allow_abbrev=False)
+    shown = with_examples("alignlab demo", "alignlab demo --loss ipo --output-dir runs/demo-ipo")
+    parser = argparse.ArgumentParser(prog="alignlab demo", description=__doc__, allow_abbrev=False, **shown)
     parser.add_argument("--output-dir", default="runs/demo", help="what the demo wrote there before is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of rows, weights and training (%(default)s)")
     parser.add_argument("--loss", default="dpo", metavar="NAME", help="any loss that `alignlab losses` lists")

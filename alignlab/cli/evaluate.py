@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .console import show
+from .console import quiet_libraries, show
 from .launched import leave
-from .parsers import add_reader
+from .parsers import add_reader, with_examples
 
 JUDGE_HELP = """file.py:function, a reward model's path, or an OpenAI-compatible address https://.../v1; with options as
 '{name: https://.../v1, model: NAME, max_requests: 200}'"""
@@ -27,6 +27,7 @@ def main(words: Sequence[str]) -> int:
     arguments = vars(_parser().parse_args(words))
     from alignlab.evaluation import EvalOptions, evaluate
 
+    quiet_libraries()
     judge = read_judge(arguments.pop("judge"))
     unlimited = arguments["max_length"] == 0
     options = EvalOptions(**{**arguments, "judge": judge} | ({"max_length": None} if unlimited else {}))
@@ -37,7 +38,9 @@ def main(words: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     text = "Measure a model on held-out preference pairs, and on answers that it samples."
-    parser = argparse.ArgumentParser(prog="alignlab eval", description=text, allow_abbrev=False)
+    sampled = "alignlab eval runs/dpo --reference path/to/sft-model --data held-out.jsonl --generate 200 --samples 4"
+    shown = with_examples("alignlab eval runs/dpo --data held-out.jsonl --output eval.json", sampled)
+    parser = argparse.ArgumentParser(prog="alignlab eval", description=text, allow_abbrev=False, **shown)
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder or hub id; a folder with an adapter brings its base")
     add(

@@ -11,7 +11,15 @@ from .parsers import add_command
 
 def add_to(commands: Any) -> None:
     """Adds the command and its options."""
-    parser = add_command(commands, "losses", run, "list the losses, describe one, or check your own")
+    parser = add_command(
+        commands,
+        "losses",
+        run,
+        "list the losses, describe one, or check your own",
+        "alignlab losses",
+        "alignlab losses ipo",
+        "alignlab losses check mine.py:hinge",
+    )
     parser.add_argument("words", nargs="*", metavar="[NAME | check FILE.py:Name]", help="a loss; or a loss of your own")
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .console import show
-from .parsers import add_reader
+from .parsers import add_reader, with_examples
 
 if TYPE_CHECKING:
     from alignlab.planner import Plan
@@ -52,8 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alignlab plan",
         description="Estimate the memory of a run on each GPU, before any weight is loaded.",
-        epilog="Every other --KEY VALUE is one of the config. Exit status: 0 it fits, 1 it does not.",
         allow_abbrev=False,
+        **with_examples(
+            "alignlab plan dpo.yaml --model.name_or_path path/to/sft-model --data.train pairs.jsonl",
+            "alignlab plan dpo.yaml --gpus 8 --gpu-memory 80 --deepspeed zero3.json --max_length 4096 ...",
+            text="Every other --KEY VALUE is one of the config. Exit status: 0 it fits, 1 it does not.",
+        ),
     )
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped config")

@@ -11,7 +11,8 @@ from .parsers import add_command
 
 def add_to(commands: Any) -> None:
     """Adds the command and its options."""
-    parser = add_command(commands, "report", run, "curves, samples and warnings of runs, as one HTML file")
+    examples = ("alignlab report runs/dpo", "alignlab report runs/dpo runs/ipo --output both.html --plots")
+    parser = add_command(commands, "report", run, "curves, samples and warnings of runs, as one HTML file", *examples)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
     parser.add_argument("--output", metavar="FILE.html", help="by default report.html in the run, or in this folder")
     parser.add_argument("--plots", action="store_true", help="also the charts as PNG, in plots/ beside the file")

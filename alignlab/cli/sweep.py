@@ -7,13 +7,16 @@ import logging
 import shlex
 from typing import Any
 
+from .console import start_logging
 from .parsers import add_command
 
 
 def add_to(commands: Any) -> None:
     """Adds the command and its options."""
     text = "losses x hyper-parameters x seeds: run what is missing, then report"
-    parser = add_command(commands, "sweep", run, text)
+    examples = ("alignlab sweep SWEEP.yaml --dry-run", "alignlab sweep SWEEP.yaml --in-process")
+    array = "alignlab sweep SWEEP.yaml --slurm launch/slurm_one_node.sbatch --submit"
+    parser = add_command(commands, "sweep", run, text, *examples, array)
     add_argument = parser.add_argument
     add_argument("file", metavar="SWEEP.yaml", help="a file, or the name of a shipped sweep (sweep_example.yaml)")
     add_argument("--dry-run", action="store_true", help="check every run, say which are done, and run nothing")
@@ -30,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if (arguments.submit or arguments.sbatch) and arguments.slurm is None:
         raise ValueError("--submit, --sbatch: of what? --slurm launch/slurm_one_node.sbatch writes an array")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    start_logging(logging.WARNING)
     sweep = load_sweep(arguments.file)
     if arguments.dry_run:
         states = [run.state for run in sweep.runs]

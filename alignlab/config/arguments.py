@@ -11,12 +11,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
-from alignlab.runtime import check_fsdp, check_parallel, this_machine
+from alignlab.runtime import check_fsdp, check_parallel, shown_as, this_machine
 
 from .automatic import decide
 from .checks import check_training_options
 
 logger = logging.getLogger(__name__)
+Shown = Literal["auto", "live", "lines", "none"]
 Reference = Literal["auto", "cached", "live", "adapter_off", "none"]
 
 
@@ -201,11 +202,21 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         metadata={"help": "Load a checkpoint although its manifest is missing or does not match; ZeRO's run code."},
     )
 
+    progress: Shown = field(
+        default="auto",
+        metadata={
+            "help": "live: one moving line and a table; lines: plain lines; none; auto: live on a terminal, lines in a "
+            "file and under Slurm."
+        },
+    )
+    progress_seconds: float = field(default=30, metadata={"help": "Between two plain lines of progress."})
     report: bool = field(default=True, metadata={"help": "Write report.html and plots/ when a run is over."})
     report_samples: int = field(
         default=4,
         metadata={"help": "Answers to so many held-out prompts, before and after, in the report; 0: none."},
     )
+
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "Show no moving bars, as progress: lines does."})
 
     def __post_init__(self) -> None:
         check_training_options(vars(self), hints())
@@ -218,6 +229,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             self.activation_checkpointing = self.gradient_checkpointing
         given = self.fsdp_config if isinstance(self.fsdp_config, dict) else None  # a file is read by the next line
         check_fsdp(self.fsdp, given, deepspeed=self.deepspeed is not None)
+        self.disable_tqdm = shown_as(self.progress, bars=not self.disable_tqdm) != "live"  # no bars in a file
         super().__post_init__()
         check_fsdp(self.fsdp, self.fsdp_config, deepspeed=False)
         if self.use_liger_kernel:

@@ -67,7 +67,10 @@ _LEAST = {
     "report_samples": 0,
     "eval_generations": 0,
     "eval_max_new_tokens": 1,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
 }
+_ABOVE = {"progress_seconds": 0}
 _STAYS = {  # why such a reference cannot follow the policy
     "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
     "adapter_off": "makes the frozen base the reference, but sync_ref_model moves it",
@@ -99,6 +102,9 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
         value = values.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")
+    for name, bound in _ABOVE.items():
+        if values.get(name, 1) <= bound:
+            raise ValueError(f"{name}: expected more than {bound}, found {values[name]}")
     duration("max_wall_time", values.get("max_wall_time"))
     alpha = values.get("ref_model_mixup_alpha", 1)
     if not 0 < alpha <= 1:

@@ -95,7 +95,7 @@ def unknown_key(path: str, allowed: Iterable[str]) -> ValueError:
     near = get_close_matches(key, names, n=1, cutoff=0.6)
     if near:
         return ValueError(f"{path}: unknown key; did you mean {parent}{'.' if parent else ''}{near[0]}?")
-    hint = f"allowed are {', '.join(names)}" if parent else "`alignlab train --help` lists all"
+    hint = f"allowed are {', '.join(names)}" if parent else "`alignlab train --help-all` lists all"
     return ValueError(f"{path}: unknown key; {hint}")
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from accelerate.utils import send_to_device
 from torch import nn
-from tqdm.auto import tqdm
 
 from alignlab import scoring
 from alignlab.data import Mode, layout_fields, sequence
-from alignlab.runtime import evaluating
+from alignlab.runtime import bar, evaluating, over, shown_as
 
 from .shares import joined, share
 
@@ -49,7 +48,8 @@ def score_pairs(
     models = [policy] if reference is None else [policy, reference]
     heads = [scoring.head_of(one) for one in models]
     device, found = next(policy.parameters()).device, list[PairRow]()
-    for start in tqdm(range(0, len(mine), batch_size), desc="pairs", disable=not progress):
+    starts = range(0, len(mine), batch_size)
+    for start in over(starts, bar("pairs", len(starts), "batches", shown_as() if progress else "none")):
         indices = mine[start : start + batch_size]
         batch = [rows[index] for index in indices]
         fields = {name: [sequence(row, name) for row in batch] for name in ("chosen", "rejected")}

@@ -14,13 +14,12 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from alignlab import scoring
 from alignlab.cache import COLUMN, ScoreCache, ScoreStore, default_root
 from alignlab.config import PreferenceConfig
 from alignlab.data import Mode, ScoredSequence, layout_sequences
-from alignlab.runtime import evaluating, from_main
+from alignlab.runtime import bar, evaluating, from_main, shown_as
 from alignlab.scoring import Head, base_of, choose_layout, head_of, hidden_positions, model_inputs
 
 from .places import Places
@@ -47,7 +46,7 @@ class CacheFiller:
         device: torch.device,
         autocast: Autocast,
         layout: str = "auto",
-        progress: bool = True,
+        progress: tuple[str, float] = ("live", 30),
     ) -> None:
         self.pad_id, self.batch_size, self.device, self.layout = pad_id, batch_size, device, layout
         self.autocast, self.progress = autocast, progress
@@ -110,9 +109,9 @@ class CacheFiller:
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         world, rank = self.ranks.num_processes, self.ranks.process_index
         rounds = -(-len(batches) // world)
-        bar = tqdm(total=len(todo), desc=f"{frozen.name}: scoring", unit="completion", disable=not self._shown)
+        shown = bar(f"{frozen.name}: scoring", len(todo), "completions", *self._shown)
         writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
-        with writing as writer, bar, frozen.running() as module, evaluating(module):
+        with writing as writer, shown, frozen.running() as module, evaluating(module):
             mode, head = choose_layout(self.layout, [module], self.pad_id), head_of(module)
             for index in range(rounds):
                 mine = index * world + rank
@@ -122,7 +121,7 @@ class CacheFiller:
                 if mine < len(batches):
                     frozen.forwards += len(batch)
                     writer.append(places.keys[batch], values)
-                bar.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
+                shown.update(sum(len(part) for part in batches[index * world : (index + 1) * world]))
 
     def _forward(
         self, module: nn.Module, sequences: Sequence[ScoredSequence], mode: Mode, head: Head | None, frozen: Frozen
@@ -151,8 +150,8 @@ class CacheFiller:
         logger.info("%s: hidden states of %d tokens take %.1f MB", frozen.name, tokens, tokens * width * size / 1e6)
 
     @property
-    def _shown(self) -> bool:
-        return self.progress and self.ranks.is_main_process
+    def _shown(self) -> tuple[str, float]:
+        return self.progress if self.ranks.is_main_process else ("none", 0)
 
 
 def fill_caches(
@@ -166,7 +165,8 @@ def fill_caches(
     """Scores, with every cached frozen model, what the cache lacks of the (dataset, fields) wanted."""
     root = Path(args.score_cache_dir) if args.score_cache_dir else default_root()
     batch = args.precompute_ref_batch_size or 2 * args.per_device_eval_batch_size
-    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress=not args.disable_tqdm)
+    progress = shown_as(args.progress, bars=not args.disable_tqdm), args.progress_seconds
+    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress)
     for one in frozen.values():
         if one.cached:
             filler.fill(one, root, compute_dtype, wanted)

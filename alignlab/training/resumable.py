@@ -33,6 +33,7 @@ from alignlab.checkpoints import (
 from alignlab.config import Difference, PreferenceConfig, duration
 from alignlab.runtime import check_engine, compiled_layers, from_main, gathered, leave_uncompiled, zero_stage
 
+from .progress import use_progress
 from .resumption import ROWS_A_STEP, RunIdentity, apply_settings, compare, is_of_another_schedule, own_settings
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         leave_uncompiled(self.accelerator)
+        self.progress = use_progress(self, self.args.progress, self.args.progress_seconds)
         self.early_stop = EarlyStop(duration("max_wall_time", self.args.max_wall_time))
         self.add_callback(self.early_stop)
         self.differences: list[Difference] = []  # between the run that wrote a checkpoint and this one

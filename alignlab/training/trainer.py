@@ -11,7 +11,6 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -315,5 +314,4 @@ class PreferenceTrainer(ResumableTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(gathered(found.rows)))
 
     def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
-        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        return tqdm(dataloader, desc=description, leave=False, disable=quiet)
+        return self.progress.over(dataloader, description, main=self.is_world_process_zero())

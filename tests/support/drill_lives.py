@@ -38,7 +38,7 @@ class Life:
 
     @property
     def log(self) -> str:
-        return self.log_path.read_text(encoding="utf-8")
+        return self.log_path.read_text(encoding="utf-8", errors="replace")  # a kill may fall within a character
 
     def reach(self, phase: str) -> bool:
         """Waits until the process enters a phase; False if it ended before."""
@@ -76,7 +76,7 @@ def live(
     words: list[str], log: Path, environment: Mapping[str, str], phases: Connection, before: Callable[[], None] | None
 ) -> None:
     """What a life does: the command, with its exit status."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)

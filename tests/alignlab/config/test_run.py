@@ -39,7 +39,7 @@ def refused(changes, *words):
     [
         ({"learningrate": 1}, "learningrate: unknown key; did you mean learning_rate?"),
         ({"weight_decy": 1}, "weight_decy: unknown key; did you mean weight_decay?"),
-        ({"qwertz": 1}, "qwertz: unknown key; `alignlab train --help` lists all"),
+        ({"qwertz": 1}, "qwertz: unknown key; `alignlab train --help-all` lists all"),
         ({"model": {"name_or_pth": "x"}}, "model.name_or_pth: unknown key; did you mean model.name_or_path?"),
         ({"data": {"trian": "x"}}, "data.trian: unknown key; did you mean data.train?"),
         (

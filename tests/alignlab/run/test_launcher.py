@@ -76,7 +76,7 @@ def test_a_signal_ends_the_run_at_work_with_a_checkpoint_and_the_sweep(folder, w
         [sys.executable, "-m", "alignlab", "sweep", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        while not (log.is_file() and b"'loss'" in log.read_bytes()):
+        while not (log.is_file() and b"  loss " in log.read_bytes()):
             assert sweep.poll() is None, sweep.stdout.read()
             time.sleep(0.2)
         sweep.send_signal(signal.SIGTERM)
