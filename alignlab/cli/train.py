@@ -19,10 +19,10 @@ CONFIG.yaml is a file, or the name of a shipped config (dpo, hh). Every key can
 stand in it and on the command line, where dots reach into blocks:
 
   --model.name_or_path PATH          the policy: a folder or a hub id
-  --data.train FILE                  rows; --data.eval FILE or --data.eval_rows N
+  --data.train FILE                  and --data.eval FILE or --data.eval_rows N
   --loss.name NAME --loss.beta 0.1   `alignlab losses` lists them
   --peft.r 16                        train an adapter in place of all weights
-  --output_dir DIR                   the run folder (runs/ and the config's name)
+  --output_dir DIR                   the run folder (runs/CONFIG by default)
   --learning_rate 1e-6 --num_train_epochs 1 --max_steps N
   --per_device_train_batch_size 8 --gradient_accumulation_steps 1
   --max_length 1024 --bf16 true --deepspeed zero2.json

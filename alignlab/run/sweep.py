@@ -30,7 +30,7 @@ _LONGEST_NAME = 120
 # What may differ between a run as it was and as the sweep says: how far it is, where it is, what is said of it.
 _NOT_THE_RUN = (
     *("output_dir", "resume_from_checkpoint", "run_name", "logging_dir"),
-    *("report", "report_samples", "disable_tqdm", "score_cache_dir"),
+    *("report", "report_samples", "disable_tqdm", "progress", "progress_seconds", "score_cache_dir"),
     *("data_cache_dir", "data_workers"),
 )
 
