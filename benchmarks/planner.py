@@ -100,7 +100,7 @@ def planned(config: Path, case: Case, lengths: tuple[int, int]) -> dict[str, flo
     from alignlab.planner.memory import estimate
     from alignlab.planner.micro_batch import Lengths
 
-    found = estimate(load_config(config, list(case.words)), case.ranks, Lengths(*lengths), framework=0.0)
+    found = estimate(load_config(config, list(case.words)), case.ranks, Lengths(*lengths), framework=0.0, device="cpu")
     return {**found.gpu, "peak": found.peak, "parameters": found.total}
 
 

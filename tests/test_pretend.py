@@ -130,7 +130,6 @@ PLACEMENTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddp": (nullcontext, {}),
     "zero": (left_on_the_cpu, {}),
     "fsdp": (lambda: left_on_the_cpu(fsdp=True), {}),
-    "bf16_full_eval": (nullcontext, {"bf16_full_eval": True}),
 }
 
 

@@ -23,7 +23,7 @@ from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences,
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
-    from .automatic import AUTO, DECIDED, decide, four_bit_dtype
+    from .automatic import AUTO, DECIDED, checkpoints_activations, decide, four_bit_dtype
     from .checks import duration
     from .run import RunConfig, find_config, load_config, schema
 
@@ -44,6 +44,7 @@ __all__ = [
     "Values",
     "block_of",
     "check_places",
+    "checkpoints_activations",
     "decide",
     "differences",
     "duration",
@@ -64,6 +65,7 @@ __all__ = [
 _HOMES = {
     "AUTO": "automatic",
     "DECIDED": "automatic",
+    "checkpoints_activations": "automatic",
     "decide": "automatic",
     "four_bit_dtype": "automatic",
     "PreferenceConfig": "arguments",

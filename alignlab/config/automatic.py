@@ -35,6 +35,15 @@ def four_bit_dtype(model: ModelOptions, machine: Machine) -> str:
     return "float32" if model.dtype == AUTO else model.dtype
 
 
+def checkpoints_activations(training: Mapping[str, Any]) -> bool:
+    """Returns whether a training block asks for few activations: by transformers' newer name, else by the older.
+
+    ``activation_checkpointing`` goes first where both are given, as in ``TrainingArguments``.
+    """
+    newer = training.get("activation_checkpointing")
+    return (training.get("gradient_checkpointing") if newer is None else newer) is True
+
+
 def _bf16(training: Mapping[str, Any], machine: Machine) -> Decision:
     if training.get("fp16"):
         return False, "fp16 is asked for"

@@ -48,6 +48,10 @@ _MOVED = {  # keys that people know from elsewhere -> what to write here
     "hub_token": "secrets do not belong in a config: use the environment variable HF_TOKEN",
 }
 
+_AS_TRAINED = (
+    "evaluation runs in the precision of training, in which the reference's scores are made too; "
+    "for both write `bf16: true`, or `model: {dtype: ...}`"
+)
 _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
     "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
     "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
@@ -59,6 +63,7 @@ _CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that
     "save_on_each_node": ((False,), "all ranks write one checkpoint, into one folder that they share"),
     "use_cache": ((False,), "packed rows are wrong with a key-value cache"),
     "label_names": (([], None), "batches of preferences have no labels"),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), ((False, None), _AS_TRAINED)),
 }
 _LEAST = {
     "ref_model_sync_steps": 1,

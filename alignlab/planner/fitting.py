@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from alignlab.config import RunConfig, load_config
+from alignlab.config import RunConfig, checkpoints_activations, load_config
 from alignlab.runtime import Machine
 
 from .memory import GB, Estimate, estimate
@@ -84,8 +84,9 @@ def plan(
 def _changes(config: RunConfig, gpus: int) -> Iterator[list[str]]:
     """Yields overrides to try, each list adding to the one before: the cheapest for the result and its speed first."""
     training, words = config.training, []
-    if not training.get("gradient_checkpointing"):
-        words += ["--gradient_checkpointing", "true"]
+    if not checkpoints_activations(training):
+        name = "gradient" if training.get("activation_checkpointing") is None else "activation"
+        words += [f"--{name}_checkpointing", "true"]
         yield list(words)
     pairs, accumulation = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
     base = list(words)

@@ -45,7 +45,9 @@ class Estimate:
         return sum(self.gpu.values())
 
 
-def estimate(config: RunConfig, gpus: int, lengths: Lengths, framework: float = FRAMEWORK) -> Estimate:
+def estimate(
+    config: RunConfig, gpus: int, lengths: Lengths, framework: float = FRAMEWORK, device: str = "cuda"
+) -> Estimate:
     """Returns what a run takes on each rank, from one step on tensors without storage and the engine's arithmetic."""
     model = config.model
     architecture = AutoConfig.from_pretrained(
@@ -53,7 +55,7 @@ def estimate(config: RunConfig, gpus: int, lengths: Lengths, framework: float = 
     )
     text = architecture.get_text_config()
     zero = Zero.read(config.training.get("deepspeed"), int(text.hidden_size))
-    shape = step_shape(config, architecture, lengths, zero)
+    shape = step_shape(config, architecture, lengths, zero, device)
     ranks = gpus if zero.stage else 1
     shares = {WEIGHTS: 1 / ranks if zero.stage == 3 else 1.0, GRADIENTS: 1 / ranks if zero.stage >= 2 else 1.0}
     traced = trace_step(architecture, shape, shares)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from alignlab import losses
-from alignlab.config import RunConfig, holds_adapter
+from alignlab.config import RunConfig, checkpoints_activations, holds_adapter
 from alignlab.reference import choose_mode
 
 from .trace import StepShape
@@ -67,8 +67,8 @@ def reference_mode(config: RunConfig) -> str:
     )
 
 
-def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zero) -> StepShape:
-    """Returns the micro-batch that a config makes, as the trace wants it."""
+def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zero, device: str = "cuda") -> StepShape:
+    """Returns the micro-batch that a config makes, on a type of device, as the trace wants it."""
     training, model = config.training, config.model
     name = model.dtype if model.dtype != "auto" else str(architecture.dtype or "float32").removeprefix("torch.")
     dtype, compute = getattr(torch, name), None
@@ -85,10 +85,11 @@ def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zer
         four_bit=model.load_in_4bit,
         double_quant=model.bnb_4bit_use_double_quant,
         peft=adapter_of(config),
-        checkpointing=training.get("gradient_checkpointing") is True,
+        checkpointing=checkpoints_activations(training),
         pairs=training["per_device_train_batch_size"],
         completions=completions_of(config),
         prompt=lengths.prompt,
         completion=lengths.completion,
         live=live,  # type: ignore[arg-type]
+        device=device,
     )

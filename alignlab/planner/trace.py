@@ -37,6 +37,7 @@ class StepShape:
         pairs: rows of the micro-batch. completions: scored with gradient, of each row.
         prompt, completion: tokens of each.
         live: the reference runs beside the policy: "none", "logps", or "kl" with whole distributions.
+        device: the type of device that is planned for; an accelerator makes larger blocks of logits than a CPU.
     """
 
     dtype: torch.dtype = torch.float32
@@ -50,6 +51,7 @@ class StepShape:
     prompt: int = 512
     completion: int = 512
     live: Literal["none", "logps", "kl"] = "none"
+    device: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, at
 def _run(model: Any, layout: dict[str, Any], shape: StepShape, trace: MemoryTrace) -> None:
     """Runs the reference where it is live, the policy, and the backward of a loss of its log-probabilities."""
     module = model.get_output_embeddings()
-    head = Head(module) if type(module) is nn.Linear else None
+    head = Head(module, blocks=shape.device) if type(module) is nn.Linear else None
     handles = [
         module.register_forward_pre_hook(lambda *_: setattr(trace, "_kind", HEAD)),
         module.register_forward_hook(lambda *_: setattr(trace, "_kind", ACTIVATIONS)),

@@ -54,8 +54,9 @@ def chunked_scores(hidden: Tensor, head: Head, wanted: Wanted) -> dict[str, Tens
         other = reference.head.side(reference.hidden.detach())
     side = head.side(hidden)
     form = (side.scale, side.cap, side.dtype)
+    wanted = wanted.on(head.blocks or hidden.device.type, head.vocabulary)
     values = _ChunkedScores.apply(  # type: ignore[no-untyped-call]
-        hidden, side.weight, side.bias, form, other, wanted.on(hidden.device.type, head.vocabulary)
+        hidden, side.weight, side.bias, form, other, wanted
     )
     return dict(zip(wanted.names, values, strict=True))
 

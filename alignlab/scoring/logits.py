@@ -14,12 +14,14 @@ class Head:
     """An LM head: logits = cap * tanh(scale * (W h + b) / cap), without the soft-cap if ``cap`` is None.
 
     The module is kept, not its weight ``[V, D]``, which under ZeRO-3 is there only inside the module's forward.
+    ``blocks`` is the type of device whose blocks of logits are made (``block_shape``); by default where they are made.
     """
 
     module: nn.Linear
     scale: float = 1.0
     cap: float | None = None
     tied: bool = False
+    blocks: str | None = None
 
     @property
     def vocabulary(self) -> int:

@@ -15,7 +15,7 @@ from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.data import Mode
 from alignlab.losses import Loss
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
-from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, set_matmul_precision
+from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, product_error, set_matmul_precision
 from alignlab.scoring import choose_layout, router_of
 
 from .adapter_start import start_adapter
@@ -44,16 +44,11 @@ def settle_options(
 
 
 def settle_devices(args: PreferenceConfig) -> None:
-    """Says what is done otherwise than the stock Trainer does: one device a process, and evaluation as in training.
+    """Says what is done otherwise than the stock Trainer does: one device a process.
 
     Of several devices of one process the stock Trainer would give each a part of every tensor, cut along its first
     dimension, which cuts rows and prompts in pieces.
     """
-    if args.bf16_full_eval or args.fp16_full_eval:
-        logger.warning(
-            "bf16_full_eval, fp16_full_eval: evaluation runs in the precision of training, in which the reference's "
-            "scores are made too; give bf16: true, or model.dtype, for both"
-        )
     if args.n_gpu > 1:
         logger.warning(
             "%d accelerators are visible, but a process trains on one (%s): start a process for each, for example "
@@ -73,9 +68,12 @@ def build_loss(loss: LossLike) -> Loss:
 
 
 def build_numerics(args: PreferenceConfig, accelerator: Any) -> Numerics:
-    """Returns how every forward of the run computes, once float32 products are as exact as was asked for."""
+    """Returns how every forward of the run computes, once float32 products are as exact as was asked for.
+
+    How exact they are is measured, whoever chose it: our key, ``tf32: true``, or the process before us.
+    """
     precision = args.float32_matmul_precision
-    error = 0.0 if precision is None else set_matmul_precision(precision, args.device)
+    error = product_error(args.device) if precision is None else set_matmul_precision(precision, args.device)
     return numerics_of(accelerator, rounds_fp32=error > FULL_FP32)
 
 

@@ -97,7 +97,9 @@ def planned(values: dict[str, Any], profile: Profile) -> dict[str, float]:
     from alignlab.planner.memory import estimate
     from alignlab.planner.micro_batch import Lengths
 
-    found = estimate(load_config(values), 1, Lengths(profile.prompt, profile.completion), framework=0.0)
+    device = "cpu" if values.get("use_cpu") else "cuda"
+    lengths = Lengths(profile.prompt, profile.completion)
+    found = estimate(load_config(values), 1, lengths, framework=0.0, device=device)
     return {**found.gpu, "peak": found.peak}
 
 

@@ -103,6 +103,14 @@ def test_keys_known_from_elsewhere_are_refused_with_what_to_write(key):
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: 0.1 cannot work here"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: 'group_by_length' cannot work here"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: True cannot work here"),
+        (
+            {"bf16_full_eval": True},
+            "bf16_full_eval: True cannot work here: evaluation runs in the precision of training",
+        ),
+        (
+            {"fp16_full_eval": True},
+            "fp16_full_eval: True cannot work here: evaluation runs in the precision of training",
+        ),
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
         ({"max_length": 1}, "max_length: expected at least 2, found 1"),
         ({"reference": "adapter_off"}, "reference: adapter_off needs an adapter"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignlab.cli import main
+from alignlab.config.automatic import checkpoints_activations
 from alignlab.config.run import RunConfig, load_config
 from alignlab.planner import plan
 from alignlab.planner.memory import estimate
@@ -103,6 +104,38 @@ def test_a_reference_that_moves_is_live_and_caches_nothing(config: Any) -> None:
     assert found.cache == 0
     assert found.gpu["reference"] == pytest.approx(4 * PARAMETERS, rel=0.001)
     assert reference_mode(config()) == "cached"
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "expected"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False), ("auto", None, False)],
+)
+def test_checkpointing_has_two_names_of_which_the_newer_goes_first(older: Any, newer: Any, expected: bool) -> None:
+    given = {"gradient_checkpointing": older, "activation_checkpointing": newer}
+    assert checkpoints_activations(given) is expected
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["--gradient_checkpointing", "false"], "--gradient_checkpointing true"),
+        (["--activation_checkpointing", "false"], "--activation_checkpointing true"),
+        (["--activation_checkpointing", "true"], "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"),
+    ],
+)
+def test_a_proposed_change_takes_the_name_that_counts(words: list[str], first: str, config: Any) -> None:
+    """The older name would change nothing beside the newer one."""
+    changes = plan(config(*words), gpus=2, gpu_memory=0.001).changes
+    assert " ".join(changes[0].words) == first
+
+
+def test_checkpointing_by_its_newer_name_plans_fewer_activations(config: Any) -> None:
+    plain, older, newer = (
+        estimate(config("--bf16", "false", *words), 1, Lengths(32, 32)).gpu
+        for words in ([], ["--gradient_checkpointing", "true"], ["--activation_checkpointing", "true"])
+    )
+    assert newer == older
+    assert newer["activations"] < plain["activations"]
 
 
 def test_changes_are_tried_until_one_fits(config: Any) -> None:

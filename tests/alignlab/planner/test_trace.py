@@ -63,6 +63,20 @@ def test_activations_grow_with_tokens_and_not_with_layers_under_checkpointing(mo
     assert activations(checkpointing=True) < one / 3
 
 
+def test_an_accelerator_is_planned_with_its_own_blocks_of_logits(model_path: Path) -> None:
+    """4,096 positions, 16,384 tokens: there one block of logits is 256 MiB in float32; on a CPU blocks are 8 MiB."""
+    architecture = AutoConfig.from_pretrained(model_path)
+    architecture.vocab_size = 16384
+
+    def logits(device: str) -> float:
+        shape = StepShape(pairs=4, prompt=8, completion=512, device=device)
+        return trace_step(architecture, shape).peak["logits"]
+
+    block = 4096 * 16384 * 4
+    assert 2 * block <= logits("cuda") <= 3 * block
+    assert logits("cpu") < block / 8
+
+
 def test_models_that_packed_rows_cannot_take_are_planned_in_padded_ones() -> None:
     """Gemma 2 caps its attention scores: each of two completions carries its prompt, and the scores are kept."""
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}

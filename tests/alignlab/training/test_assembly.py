@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from making import make_model, make_rows
 
 from alignlab.config import PreferenceConfig
-from alignlab.training import PreferenceTrainer
+from alignlab.runtime import FULL_FP32, product_error
+from alignlab.training import PreferenceTrainer, assembly
 
 SPLIT = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, "model.norm": "cpu", "lm_head": 1}
 
@@ -53,10 +55,23 @@ def test_a_process_that_sees_several_devices_trains_on_one(
     assert run.args.train_batch_size == run.args.per_device_train_batch_size
 
 
-def test_full_evaluation_in_half_precision_is_said_to_be_training_s(
-    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("error", "name"), [(1e-6, "float32"), (1e-3, "float32 rounded")])
+def test_rounded_products_are_in_the_cache_s_name_whoever_chose_them(
+    error: float, name: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level(logging.WARNING, "alignlab"):
-        run = trainer(tokenizer, tmp_path, bf16_full_eval=True)
-    assert "bf16_full_eval, fp16_full_eval: evaluation runs in the precision of training" in caplog.text
-    assert str(next(run.model.parameters()).dtype) == "torch.float32"
+    """Our key is not given: what is measured on the device counts, as after ``tf32: true``."""
+    monkeypatch.setattr(assembly, "product_error", lambda device: error)
+    assert trainer(tokenizer, tmp_path)._compute_dtype() == name
+
+
+def test_products_in_parts_of_bf16_are_found_where_the_process_chose_them(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own switch, set before us; whether this processor follows it is measured here as well."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        rounds = product_error(torch.device("cpu")) > FULL_FP32
+        assert trainer(tokenizer, tmp_path)._numerics.rounds_fp32 is rounds
+    finally:
+        torch.set_float32_matmul_precision(before)
