@@ -1,4 +1,4 @@
-"""What a GPU does with alignlab: attention, whole steps, TRL beside us, a 4-bit model of 8B, the planner's promises.
+"""What a GPU does with alignlab: attention, steps, TRL beside us, a 4-bit model of 8B, the planner's promises, FSDP2.
 
     make gpu                                              # every part that this machine can run
     python benchmarks/gpu.py --part trl --profile         # one part, with a profile of a step of each program
@@ -17,8 +17,15 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-PARTS = ("attention", "step", "trl", "qlora", "planner")
-MODULES = {"attention": "attention", "step": "step", "trl": "beside_trl", "qlora": "qlora", "planner": "planned"}
+MODULES = {
+    "attention": "attention",
+    "step": "step",
+    "trl": "beside_trl",
+    "qlora": "qlora",
+    "planner": "planned",
+    "fsdp": "sharded",
+}
+PARTS = tuple(MODULES)
 
 
 def main() -> int:

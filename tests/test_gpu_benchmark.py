@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu_parts import attention, beside_trl, common, planned, qlora, step
+from gpu_parts import attention, beside_trl, common, planned, qlora, sharded, step
 
 
 def bench(output: Path, *only: str, seconds: float = 600.0) -> common.Bench:
@@ -100,5 +100,7 @@ def test_what_no_time_is_left_for_is_named(tmp_path: Path, capsys: pytest.Captur
     """A part that runs out of seconds says which measurements it left; unknown names are refused."""
     assert step.run(bench(tmp_path, "llama", seconds=-1)) == []
     assert "left out for want of time: llama" in capsys.readouterr().out
+    assert sharded.run(bench(tmp_path, "lora", seconds=-1)) == []
+    assert "left out for want of time: fsdp lora" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--only: found camel, allowed llama"):
         step.run(bench(tmp_path, "camel"))

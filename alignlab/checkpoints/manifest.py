@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 MANIFEST = "manifest.json"
+_INDEX = ".metadata"  # as torch.distributed.checkpoint names it
 
 
 class DamagedCheckpoint(Exception):
@@ -61,10 +62,17 @@ def now() -> str:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Returns the files of a checkpoint as paths within it, but for the manifest and hidden ones, the largest first."""
+    """Returns the files of a checkpoint as paths within it, but for the manifest and hidden ones, the largest first.
+
+    One hidden file is no leftover: ``.metadata``, without which torch cannot read a checkpoint in parts (FSDP2).
+    """
     found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    shown = [one for one in found if one != Path(MANIFEST) and not any(part.startswith(".") for part in one.parts)]
+    shown = [one for one in found if one != Path(MANIFEST) and not _is_hidden(one)]
     return [one.as_posix() for one in sorted(shown, key=lambda one: (-found[one].stat().st_size, one))]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts[:-1]) or (path.name.startswith(".") and path.name != _INDEX)
 
 
 def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:

@@ -34,9 +34,14 @@ def check_engine(model: Any, deepspeed: str | dict[str, Any] | None, ranks: int,
                 f"DeepSpeed ZeRO stage {stage} was asked for, but the model is wrapped by {engine} at stage {found}. "
                 "On a machine without an accelerator set use_cpu: true"
             )
-    elif fsdp and not (_is_fsdp2(model) or engine == "FullyShardedDataParallel"):
+    elif fsdp and not _is_fsdp2(model):
         raise RuntimeError(f"FSDP was asked for, but the model is wrapped by {engine}")
-    elif ranks > 1 and engine not in ("DistributedDataParallel", "FullyShardedDataParallel") and not _is_fsdp2(model):
+    elif not fsdp and (_is_fsdp2(model) or engine == "FullyShardedDataParallel"):
+        raise RuntimeError(
+            f"the model is wrapped by {engine}, but fsdp was not asked for: write fsdp: full_shard in its config; "
+            "accelerate's own options (ACCELERATE_USE_FSDP) would pass by what is checked of it"
+        )
+    elif ranks > 1 and not fsdp and engine != "DistributedDataParallel":
         raise RuntimeError(f"{ranks} ranks were asked for, but the model ({engine}) is not wrapped for them")
 
 

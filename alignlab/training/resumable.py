@@ -184,10 +184,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if sharded or self.args.should_save:
             with put_in_place(Path(output_dir or self.args.output_dir), "model", together=sharded) as aside:
                 super().save_model(str(aside), _internal_call=True)
+                if self._in_parts():
+                    self._save(str(aside), state_dict=self.accelerator.get_state_dict(self.model))
                 if self.args.should_save:
                     models.save_as_plain(self.model, aside)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _in_parts(self) -> bool:
+        """True where checkpoints keep the parts of FSDP's ranks, and the stock Trainer writes no whole model at all."""
+        return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def save_state(self) -> None:
         """Writes ``trainer_state.json``, which is whole or as it was."""

@@ -41,6 +41,19 @@ def test_a_checkpoint_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5"]
 
 
+def test_torch_s_index_of_a_checkpoint_in_parts_is_a_file_like_others(tmp_path: Path) -> None:
+    """Hidden files are leftovers, but for ``.metadata``: without it the parts that FSDP2's ranks wrote are lost."""
+    with written_aside(tmp_path / "checkpoint-1") as aside:
+        (aside / "pytorch_model_fsdp_0").mkdir()
+        for name in (".metadata", ".nfs01", "__0_0.distcp"):
+            (aside / "pytorch_model_fsdp_0" / name).write_bytes(b"part")
+    manifest = read_manifest(tmp_path / "checkpoint-1")
+    assert manifest is not None
+    assert set(manifest.files) == {"pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"}
+    (tmp_path / "checkpoint-1" / "pytorch_model_fsdp_0" / ".metadata").unlink()
+    assert problem(tmp_path / "checkpoint-1") == "pytorch_model_fsdp_0/.metadata is missing"
+
+
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
     write(tmp_path, 1)
 

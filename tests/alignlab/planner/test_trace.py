@@ -73,7 +73,7 @@ def test_an_accelerator_is_planned_with_its_own_blocks_of_logits(model_path: Pat
         return trace_step(architecture, shape).peak["logits"]
 
     block = 4096 * 16384 * 4
-    assert 2 * block <= logits("cuda") <= 3 * block
+    assert block <= logits("cuda") < 1.1 * block
     assert logits("cpu") < block / 8
 
 

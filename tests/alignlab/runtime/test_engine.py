@@ -31,3 +31,13 @@ def test_ranks_without_a_wrapper_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match=r"2 ranks were asked for, but the model .* is not wrapped"):
         check_engine(nn.Linear(1, 1), None, 2)
+
+
+@pytest.mark.parametrize("name", ["FSDPLinear", "FullyShardedDataParallel"])
+def test_fsdp_that_only_accelerate_s_environment_chose_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the config's check refuses, such as version 1, was looked at."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    wrapped = type(name, (nn.Linear,), {})(1, 1)
+    with pytest.raises(RuntimeError, match=rf"wrapped by {name}, but fsdp was not asked for: write fsdp: full_shard"):
+        check_engine(wrapped, None, 1)
+    check_engine(type("FSDPLinear", (nn.Linear,), {})(1, 1), None, 1, fsdp=True)
