@@ -37,13 +37,18 @@ def test_a_run_that_is_resumed_is_the_uninterrupted_one(name: str, folder: Path,
     assert sharded.apart(folder / name, folder / f"{name}_resumed") == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(set(RUNS) - {"bf16"}))  # there each rank rounds its own part of a gradient
-def test_the_saved_model_is_whole_and_that_of_one_process(name: str, folder: Path, found: dict[str, Any]) -> None:
-    """Losses and every weight within 1e-6 of one process's, which moved a thousand times as far; it loads by itself."""
+@pytest.mark.parametrize("name", ["lora", "state"])
+def test_the_saved_model_is_that_of_one_process(name: str, folder: Path, found: dict[str, Any]) -> None:
+    """Losses and every weight within 1e-6 of one process's; a tied head is there once. (In bf16 ranks round.)"""
     alone = sharded.live(folder / f"{name}_alone", name, gpu=False)
     row = sharded.compared(folder, name, found, alone)
     assert float(row["losses from one process"]) < 1e-6
     assert float(row["weights from one process"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_saved_model_is_whole_and_loads_by_itself(name: str, folder: Path, found: dict[str, Any]) -> None:
+    """Also where checkpoints are in parts; every weight moved, further than those of one process differ."""
     start = common.make_model(common.make_config(RUNS[name].get("shape", "8B"), tiny=True), torch.device("cpu"))
     if name == "lora":
         assert max(float(value.abs().max()) for key, value in weights(folder / name).items() if "lora_B" in key) > 1e-4
@@ -52,7 +57,7 @@ def test_the_saved_model_is_whole_and_that_of_one_process(name: str, folder: Pat
     loaded, before = AutoModelForCausalLM.from_pretrained(folder / name), start.state_dict()
     moved = {key: float((value - before[key]).abs().max()) for key, value in loaded.state_dict().items()}
     assert min(moved.values()) > 0
-    assert max(moved.values()) > 1e-3
+    assert max(moved.values()) > 1e-4
 
 
 @pytest.mark.parametrize("name", RUNS)

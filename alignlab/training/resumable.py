@@ -191,6 +191,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes a model; a tied weight once, also where an engine's ranks were asked for it under both its names."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        found = state_dict or {}
+        for name, source in tied.items():
+            if name in found and source in found and torch.equal(found[name], found[source]):
+                del found[name]
+        super()._save(output_dir, state_dict)
+
     def _in_parts(self) -> bool:
         """True where checkpoints keep the parts of FSDP's ranks, and the stock Trainer writes no whole model at all."""
         return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)

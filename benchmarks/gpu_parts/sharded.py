@@ -19,16 +19,13 @@ from safetensors.torch import load_file
 from gpu_parts import common
 from gpu_parts.common import Bench, Profile
 
-STEPS, MIDDLE, ROWS_A_STEP = 4, 2, 8
+STEPS, MIDDLE, ROWS_A_STEP = 3, 2, 8
 PROFILE = Profile(12, 18, 60, pairs=ROWS_A_STEP, accumulation=1)
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-# What a run is told besides DPO: state of the loss, a tied head, an adapter, bf16 with clipping, a checkpoint in parts.
 RUNS: dict[str, dict[str, Any]] = {
-    "state": {"loss": "group_robust"},
-    "tied": {"shape": "0.5B"},
+    "state": {"loss": "group_robust", "shape": "0.5B"},  # a loss with state, and a tied head
     "lora": {"peft": LORA, "reference": "adapter_off"},
-    "bf16": {"bf16": True, "max_grad_norm": 0.5},
-    "parts": {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}},
+    "parts": {"bf16": True, "max_grad_norm": 0.5, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}},
 }
 
 
