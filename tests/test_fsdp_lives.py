@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
     """What two ranks saw of every run, whole and resumed: the same, or this fails."""
-    return sharded.launch(folder, list(RUNS), gpu=False)
+    seen: dict[str, Any] = sharded.launch(folder, list(RUNS), gpu=False)
+    return seen
 
 
 @pytest.mark.parametrize("name", RUNS)
