@@ -80,8 +80,8 @@ def disable_dropout(model: nn.Module) -> None:
             continue
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):  # rates that attention takes as they are
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):  # rates handed to functions: attention's; all of OPT's, BioGPT's
+            if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -161,10 +161,13 @@ def _takes_kernels(base: Any, device: torch.device) -> bool:
 
 
 def _dropout_of(module: nn.Module) -> float:
-    """Returns the dropout of attention weights, which the kernels do not have."""
-    found = getattr(module, "attention_dropout", getattr(module, "attn_dropout", 0.0))
-    rate = getattr(found, "p", found)
-    return rate if isinstance(rate, float) else 0.0
+    """Returns the dropout of attention weights, which the kernels do not have, by the names that models have for it."""
+    names = ["attention_dropout", "attn_dropout"]
+    if "Attention" in type(module).__name__:  # elsewhere these are dropouts of other things
+        names += ["dropout", "dropout_p", "dropout_prob", "attn_drop"]
+    found = (getattr(module, name, 0.0) for name in names)
+    rates = [getattr(one, "p", one) for one in found]
+    return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0)
 
 
 def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: int) -> str | None:

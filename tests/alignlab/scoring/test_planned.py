@@ -15,7 +15,7 @@ from alignlab.data import ScoredSequence, layout_fields
 from alignlab.scoring import forward, planned
 from alignlab.scoring import probe as probing
 from alignlab.scoring.checks import attention_calls
-from alignlab.scoring.packing import TREES, model_inputs
+from alignlab.scoring.packing import FLAT, TREES, model_inputs
 from alignlab.scoring.probe import probe
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "packing.md"
@@ -216,6 +216,19 @@ def test_dropout_is_refused() -> None:
     model.set_attn_implementation(TREES)
     with pytest.raises(ValueError, match="attention with dropout"):
         run(model.train(), layout("flat", kernels=True))
+
+
+@pytest.mark.parametrize("kind", ["opt", "biogpt"])
+def test_dropout_is_found_under_its_other_name(kind: str) -> None:
+    """OPT and BioGPT call it ``dropout``: unseen, a run would stop at the first long row."""
+    names = {"opt": "attention_dropout", "biogpt": "attention_probs_dropout_prob"}
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "biogpt": {"intermediate_size": 64}}[kind]
+    for rate, attention in ((0.0, TREES), (0.1, FLAT)):
+        config = transformers.AutoConfig.for_model(kind, **sizes, **{names[kind]: rate})
+        model = AutoModelForCausalLM.from_config(config)
+        assert probe(model) == ("flat", "")
+        assert model.config._attn_implementation == attention
 
 
 def test_flash_attention_by_name_becomes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from making import make_model, make_rows
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignlab.config import PreferenceConfig
 from alignlab.runtime import FULL_FP32, product_error
@@ -75,3 +76,18 @@ def test_products_in_parts_of_bf16_are_found_where_the_process_chose_them(
         assert trainer(tokenizer, tmp_path)._numerics.rounds_fp32 is rounds
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_no_dropout_is_left_where_none_is_asked_for(tokenizer: Any, tmp_path: Path) -> None:
+    """Llama hands a rate of its own to attention, and has no module for it: training's scores are evaluation's."""
+    run = trainer(tokenizer, tmp_path, make_model(attention_dropout=0.5))
+    assert [layer.self_attn.attention_dropout for layer in run.model.model.layers] == [0.0, 0.0]
+    ids = torch.arange(2, 40)[None]
+    assert torch.equal(run.model.train()(ids).logits, run.model.eval()(ids).logits)
+    assert run.model.config.attention_dropout == 0.5, "what is saved says what the model was made with"
+    sizes = {"vocab_size": 300, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model("opt", **sizes, word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5)
+    run = trainer(tokenizer, tmp_path / "opt", AutoModelForCausalLM.from_config(config))
+    assert torch.equal(run.model.train()(ids).logits, run.model.eval()(ids).logits)
+    kept = trainer(tokenizer, tmp_path / "kept", make_model(attention_dropout=0.5), disable_dropout=False)
+    assert [layer.self_attn.attention_dropout for layer in kept.model.model.layers] == [0.5, 0.5]
