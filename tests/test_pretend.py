@@ -161,9 +161,14 @@ def test_the_reference_is_scored_and_the_layout_chosen_wherever_the_model_was_le
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_loss_trains_and_evaluates_as_on_the_cpu(case: str, runs: Runs) -> None:
-    """Packed rows there against flat rows here; pairs given to a loss over labelled completions are joined again."""
-    run, found = on_the_device(lambda: runs.trainer(CASES[case]))
+    """Packed rows there against flat rows here; pairs given to a loss over labelled completions are joined again.
+
+    That the layout is probed there is shown above, for every placement.
+    """
+    chosen = patch("alignlab.training.trainer.shared_layout", return_value="rows")
+    run, found = on_the_device(lambda: runs.trainer(CASES[case]), chosen)
     assert run.layout == "rows"
+    assert run.model.config._attn_implementation == "sdpa"
     assert found == close(figures(runs.trainer(CASES[case])))
     needs = losses.build(CASES[case]).needs
     if needs.data == "labelled" and "eval_rewards/chosen" in found:

@@ -99,7 +99,7 @@ CASES: dict[str, Case] = {
     "flat": ("dpo", {}, [flat]),
     "flat, mismatched": ("kto", {"reference": "live"}, [flat]),
     "padded": ("tdpo", {"layout": "padded"}, []),
-    "half precision": ("dpo", {"model": half}, []),
+    "an adapter on half precision": ("dpo", {"model": half, "peft_config": lora}, []),
     "micro-batches": ("group_robust", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, []),
     "totals of the step before": ("bco", {"coupled_totals": "previous_step", "gradient_accumulation_steps": 2}, []),
     "checkpointing": ("dpo", {"gradient_checkpointing": True}, []),
