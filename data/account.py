@@ -77,6 +77,8 @@ class Account:
         report.completions_truncated += unit.cut_completions
         report.prompts_ending_in_space += unit.ends_in_space
         report.prompts_repeated += unit.repeats_prompt
+        report.control_tokens_split += unit.spelled == "split"
+        report.control_tokens_kept += unit.spelled == "kept"
 
     def reject(self, source: int, located: Located, reason: str) -> None:
         """Counts a bad row, and writes it aside."""
@@ -95,6 +97,13 @@ class Account:
             report.note(
                 f"in {report.prompts_repeated} rows every completion opens with the whole prompt: "
                 "if it repeats the prompt, leave the field prompt out and it is found by itself"
+            )
+        if report.control_tokens_split:
+            report.note(f"{report.control_tokens_split} rows spell control tokens in their text, where they stay text")
+        if report.control_tokens_kept:
+            report.note(
+                f"{report.control_tokens_kept} rows spell control tokens in their text, which the model sees as such; "
+                "special_tokens_in_text: split reads them as text"
             )
         good = np.ones(self.units, np.bool_)
         if self.any_group and self._ungrouped:

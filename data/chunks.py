@@ -96,9 +96,25 @@ def given(row: Any) -> dict[str, Any] | Broken:
     return Broken(f"a row must be an object with named fields, found {type(row).__name__}", repr(row)[:1000])
 
 
+class DuplicateKey(ValueError):
+    """An object of JSON has a key twice, of which a parser would take the last and drop the other unsaid."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of a JSON text's pairs; raises ``DuplicateKey`` where a key stands twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise DuplicateKey(f"the key {twice!r} stands twice in one object")
+    return made
+
+
 def _json_line(line: bytes) -> dict[str, Any] | Broken:
     try:
-        return given(json.loads(line.decode("utf-8").rstrip("\r\n")))
+        return given(json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=once))
+    except DuplicateKey as error:
+        reason = str(error)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 (byte {error.start} of the line)"
     except json.JSONDecodeError as error:

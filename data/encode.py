@@ -9,6 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from .chunks import Chunk, Located
+from .control import ControlTokens, Spelled
 from .formats import parse_row
 from .keys import content_key, row_key
 from .options import DataOptions
@@ -30,6 +31,7 @@ class Unit:
         raw: the row as it was read, kept where its rewards are named, which other rows may contradict.
         cut_prompt, cut_completions: what truncation touched.
         ends_in_space, repeats_prompt: what is odd about a standard row.
+        spelled: what became of the control tokens that its text spells.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Unit:
     cut_completions: int
     ends_in_space: bool
     repeats_prompt: bool
+    spelled: Spelled
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> None:
         self.options, self.schema = options, encoded_schema(options)
         self.report = DataReport()
+        self.control = ControlTokens(tokenizer, options.special_tokens_in_text)
         self.template = ChatTemplate(tokenizer, options, self.report)
         self.tokeniser = Tokeniser(tokenizer, options.add_eos)
 
@@ -77,24 +81,24 @@ class Encoder:
         rows = chunk.rows()
         self.report.notes = []
         reasons: dict[int, str] = {}
-        parsed: dict[int, tuple[Row, Rendering]] = {}
+        parsed: dict[int, tuple[Row, Rendering, Spelled]] = {}
         ignored: set[str] = set()
         for number, (_, raw) in enumerate(rows):
             try:
                 if isinstance(raw, Broken):
                     raise RowError(raw.reason)
-                row = parse_row(raw, self.options, chunk.format)
+                row, spelled = self.control.treat(parse_row(raw, self.options, chunk.format))
                 rendering = self.template.render(row)
                 _check_unicode(row, rendering)
-                parsed[number] = row, rendering
+                parsed[number] = row, rendering, spelled
                 ignored.update(row.unread)
                 if row.read_as:
                     self.report.note(f"{chunk.source}: read as {row.read_as}")
             except RowError as error:
                 reasons[number] = str(error)
-        encodings = self.tokeniser.encode([rendering for _, rendering in parsed.values()])
+        encodings = self.tokeniser.encode([rendering for _, rendering, _ in parsed.values()])
         units, kept = [], []
-        for (number, (row, rendering)), encoded in zip(parsed.items(), encodings, strict=True):
+        for (number, (row, rendering, spelled)), encoded in zip(parsed.items(), encodings, strict=True):
             try:
                 truncate(encoded, self.options, self.tokeniser.bos)
             except RowError as error:
@@ -103,12 +107,12 @@ class Encoder:
             for name, one in encoded.completions.items():
                 encoded.keys[name] = content_key(encoded.prompt, one.ids, one.mask)
             kept.append((row, encoded))
-            units.append(_unit(number, rows[number], row, rendering, encoded))
+            units.append(_unit(number, rows[number], row, rendering, encoded, spelled))
         bad = [(number, rows[number], reasons[number]) for number in sorted(reasons)]
         return Outcome(len(rows), units, encoded_batch(self.schema, kept), bad, ignored, self.report.notes)
 
 
-def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded: Encoded) -> Unit:
+def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded: Encoded, spelled: Spelled) -> Unit:
     named = any(isinstance(value, dict) for value in row.columns.values())
     standard = rendering.special_tokens
     repeats = standard and all(reply[0][0].startswith(rendering.prompt) for reply in rendering.completions.values())
@@ -124,6 +128,7 @@ def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded
         cut_completions=encoded.cut_completions,
         ends_in_space=standard and rendering.prompt[-1:].isspace(),
         repeats_prompt=repeats,
+        spelled=spelled,
     )
 
 

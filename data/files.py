@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .chunks import Chunk, Lines, Located, TableRows, chunked, given
+from .chunks import Chunk, DuplicateKey, Lines, Located, TableRows, chunked, given, once
 from .schema import Broken
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
@@ -65,12 +65,32 @@ def _read_json(path: Path, size: int) -> Iterator[Chunk]:
         yield from _read_jsonl(path, size)
         return
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
+        rows = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a JSON list in UTF-8: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON file must hold a list of rows, found {type(rows).__name__}")
-    yield from chunked(((f"{path}:{number}", given(row)) for number, row in enumerate(rows, start=1)), size)
+    yield from chunked(((f"{path}:{number}", _given(row)) for number, row in enumerate(rows, start=1)), size)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Broken:
+    try:
+        return once(pairs)
+    except DuplicateKey as error:
+        return Broken(str(error), repr(pairs)[:1000])
+
+
+def _given(row: Any) -> dict[str, Any] | Broken:
+    """Returns a row of a JSON list, which is broken where anything in it is."""
+    return next(_broken_in(row), None) or given(row)
+
+
+def _broken_in(value: Any) -> Iterator[Broken]:
+    if isinstance(value, Broken):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _broken_in(inner)
 
 
 def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
@@ -84,6 +104,10 @@ def _csv_rows(path: Path) -> Iterator[Located]:
         reader = csv.DictReader(text)
         if not reader.fieldnames:
             raise ValueError(f"{path}: a csv file must open with a line of column names")
+        names = list(reader.fieldnames)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{path}: the csv file has the column {', '.join(map(repr, twice))} more than once")
         end = reader.line_num
         for row in reader:
             yield f"{path}:{end + 1}", _csv_row(row)  # a quoted field may span lines: name the row's first

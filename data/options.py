@@ -33,6 +33,8 @@ class DataOptions:
         add_eos: append the tokenizer's EOS to completions of standard (not conversational) rows that lack it.
         default_label: label of labelled rows that have none; None makes such a row a bad row.
         lists_as: what losses of pairs make of rows of several answers: "best_worst" takes the best and the worst.
+        special_tokens_in_text: control tokens that the text of a row spells: "keep" lets them be tokens, "split" reads
+            them as text, "error" makes such a row a bad row; "auto" splits in messages and keeps in plain rows.
         score_empty_thoughts: whether the tokens of an empty thought (``<think></think>``) that a chat template writes
             in front of a reply count in the loss.
         chat_template_kwargs: passed to the chat template; a row's own ``chat_template_kwargs`` go over them.
@@ -54,6 +56,7 @@ class DataOptions:
     add_eos: bool = True
     default_label: bool | None = None
     lists_as: Literal["best_worst"] = "best_worst"
+    special_tokens_in_text: Literal["auto", "keep", "split", "error"] = "auto"
     score_empty_thoughts: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,6 +64,7 @@ class DataOptions:
         _one_of("kind", self.kind, ("pairs", "labelled"))
         _one_of("truncation_mode", self.truncation_mode, ("keep_start", "keep_end"))
         _one_of("on_bad_row", self.on_bad_row, ("error", "skip"))
+        _one_of("special_tokens_in_text", self.special_tokens_in_text, ("auto", "keep", "split", "error"))
         _one_of("lists_as", self.lists_as, ("best_worst",))
         for column in self.columns:
             _one_of("columns", column, COLUMNS)

@@ -112,6 +112,8 @@ class DataReport:
         prompts_ending_in_space: standard rows whose prompt ends in whitespace, after which tokens may not be
             those the model would have written itself.
         prompts_repeated: standard rows whose completions all open with the whole prompt.
+        control_tokens_split, control_tokens_kept: rows whose text spells control tokens, which were read as text, or as
+            the tokens that they spell.
         reward_names: the order of the named objectives, empty where rewards are lists.
         notes: sentences a user should read once.
         fingerprint: 32 hex digits over the content of all rows in order.
@@ -125,6 +127,8 @@ class DataReport:
     duplicates: int = 0
     prompts_ending_in_space: int = 0
     prompts_repeated: int = 0
+    control_tokens_split: int = 0
+    control_tokens_kept: int = 0
     reward_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""

@@ -50,6 +50,10 @@ def facts(found: Statistics) -> dict[str, str]:
             counts["prompts that are nearly in the other set"] = str(found.overlap.near.count)
     counts["truncated"] = str(report.rows_truncated)
     counts["prompts ending in whitespace"] = str(report.prompts_ending_in_space)
+    if report.control_tokens_split:
+        counts["spell control tokens, read as text"] = str(report.control_tokens_split)
+    if report.control_tokens_kept:
+        counts["spell control tokens, read as such"] = str(report.control_tokens_kept)
     labels = {f"labelled {str(label).lower()}": f"{n} ({n / rows:.1%})" for label, n in sorted(found.labels.items())}
     return counts | labels
 

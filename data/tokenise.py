@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .control import CUT
 from .options import PROMPT_CUT_SHARE, DataOptions
 from .schema import RowError
 from .template import Rendering
@@ -66,6 +67,15 @@ class Tokeniser:
         self.anchor_ids: Ids = self._ids([self.anchor])[0] if self.anchor else []
 
     def _ids(self, texts: list[str]) -> list[Ids]:
+        """Tokenises texts; what stands on either side of a cut is tokenised apart."""
+        parts = [text.split(CUT) for text in texts]
+        found = self._whole_ids([first for first, *_ in parts])
+        for ids, (_, *rest) in zip(found, parts, strict=True):
+            for piece in self._continuations(rest):
+                ids += piece
+        return found
+
+    def _whole_ids(self, texts: list[str]) -> list[Ids]:
         if not texts:
             return []
         if self.direct:  # the same ids without offsets, masks and warnings, which nobody reads: a quarter less time
@@ -77,6 +87,8 @@ class Tokeniser:
         return ids
 
     def _continuations(self, texts: list[str]) -> list[Ids]:
+        if not texts:
+            return []
         if not self.anchor:
             return self._ids(texts)
         length = len(self.anchor_ids)

@@ -68,6 +68,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     default_label: bool | None = field(
         default=None, metadata={"help": "Of labelled rows that have no label; by default such a row is a bad row."}
     )
+    special_tokens_in_text: Literal["auto", "keep", "split", "error"] = field(
+        default="auto",
+        metadata={
+            "help": "Control tokens that the text of a row spells: keep lets them be tokens, split reads them as text, "
+            "error makes a bad row of it; auto splits in messages and keeps in plain rows."
+        },
+    )
     lists_as: Literal["best_worst"] = field(
         default="best_worst",
         metadata={"help": "What losses of pairs make of rows of several answers: their best and their worst one."},

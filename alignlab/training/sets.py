@@ -104,6 +104,7 @@ class TrainingData:
             reward_names=tuple(args.reward_names or ()),
             default_label=args.default_label,
             lists_as=args.lists_as,
+            special_tokens_in_text=args.special_tokens_in_text,
             score_empty_thoughts=args.score_empty_thoughts,
             chat_template_kwargs=args.chat_template_kwargs or {},
             max_length=args.max_length,
@@ -120,8 +121,9 @@ class TrainingData:
         prepared.dataset.info.description = f"{name} {len(self._sources)}"
         self._sources[prepared.dataset.info.description] = source
         if args.should_save:
-            touched = prepared.report.rows_rejected or prepared.report.rows_truncated
-            logger.log(logging.WARNING if touched else logging.INFO, "%s data: %s", name, prepared.report.summary())
+            found = prepared.report
+            touched = found.rows_rejected or found.rows_truncated or found.control_tokens_kept
+            logger.log(logging.WARNING if touched else logging.INFO, "%s data: %s", name, found.summary())
         return prepared.dataset
 
     def _rejected_rows(self, name: str) -> Path | None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from alignlab.data import DataOptions, prepare
 from alignlab.data.schema import Broken
 from alignlab.data.sources import Source, open_sources
 
@@ -159,3 +160,24 @@ def test_cut_off_gzip_is_named(tmp_path):
 def test_source_names_itself():
     assert str(Source("a/b")) == "a/b"
     assert str(Source(rows=[])) == "rows"
+
+
+def test_a_key_that_stands_twice_makes_a_bad_row(tmp_path, tokenizer):
+    """The last would win: of a row itself, and of anything within it; in a list of rows the others stay."""
+    row = '{"prompt": "p", "chosen": "a", "rejected": "b"%s}'
+    lines = [row % "", row % ', "chosen": "c"', row % ', "x": {"y": 1, "y": 2}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "rows.json").write_text(f"[{', '.join(lines)}]")
+    for name in ("rows.jsonl", "rows.json"):
+        report = prepare(tmp_path / name, tokenizer, DataOptions(on_bad_row="skip"), progress=False).report
+        assert report.rows_kept == 1
+        assert [(bad.source, bad.reason) for bad in report.bad_rows] == [
+            (f"{tmp_path / name}:2", "the key 'chosen' stands twice in one object"),
+            (f"{tmp_path / name}:3", "the key 'y' stands twice in one object"),
+        ]
+
+
+def test_a_csv_file_with_a_column_twice_is_refused(tmp_path, tokenizer):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,chosen\np,a,b,c\n")
+    with pytest.raises(ValueError, match=r"rows\.csv: the csv file has the column 'chosen' more than once"):
+        prepare(tmp_path / "rows.csv", tokenizer, progress=False)
