@@ -76,6 +76,7 @@ class Encoder:
         self.control = ControlTokens(tokenizer, options.special_tokens_in_text)
         self.template = ChatTemplate(tokenizer, options, self.report)
         self.tokeniser = Tokeniser(tokenizer, options.add_eos)
+        self.end = tokenizer.eos_token_id
 
     def __call__(self, chunk: Chunk) -> Outcome:
         rows = chunk.rows()
@@ -100,6 +101,7 @@ class Encoder:
         units, kept = [], []
         for (number, (row, rendering, spelled)), encoded in zip(parsed.items(), encodings, strict=True):
             try:
+                _check_words(encoded, self.end)
                 truncate(encoded, self.options, self.tokeniser.bos)
             except RowError as error:
                 reasons[number] = str(error)
@@ -130,6 +132,13 @@ def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded
         repeats_prompt=repeats,
         spelled=spelled,
     )
+
+
+def _check_words(encoded: Encoded, end: int | None) -> None:
+    """A completion that is the end token alone, which plain text can spell, is an empty one."""
+    for name, one in encoded.completions.items():
+        if one.ids and set(one.ids) == {end}:
+            raise RowError(f"{name} is nothing but the end of the text")
 
 
 def _check_unicode(row: Row, rendering: Rendering) -> None:

@@ -173,9 +173,10 @@ def _target(name: str, where: str) -> tuple[type[Loss] | LossFunction, Mapping[s
         return _from_file(name, where), {}
     if name in names():
         return _class_of(name), {}
-    if name in AMBIGUOUS:
-        raise ValueError(f"{where}.name: {name!r} names no loss here: {AMBIGUOUS[name]}")
     aliases = {alias: known for known in names() for alias in _aliases(_class_of(known))}
+    written = name.lower().replace("-", "_")  # rDPO, Dr-DPO
+    if written in AMBIGUOUS and name not in aliases:
+        raise ValueError(f"{where}.name: {name!r} names no loss here: {AMBIGUOUS[written]}")
     if name not in aliases:
         raise ValueError(_unknown(f"{where}.name", "loss", name, [*names(), *aliases]))
     cls = _class_of(aliases[name])

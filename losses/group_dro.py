@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
-from ._base import Loss, Totals
+from ._base import Facts, Loss, Totals
 from ._checks import check_interval
 from .group_robust import GroupRobust
 from .sft import SFT
@@ -18,6 +20,9 @@ class GroupDRO(GroupRobust):
 
     This is ``group_robust`` with group means over the likelihood of the chosen completions. The official code adds C to
     the very losses that are returned; here it moves the weights only. Its greedy variant is not here.
+
+    It wants strong regularisation: a model that can fit every group has no worst one left to weigh, and was found no
+    better than with plain training unless weight decay was large or training stopped early (the paper's section 3).
 
     Args:
         base: the loss of a row; mean NLL of the chosen completion where none is given.
@@ -46,6 +51,15 @@ class GroupDRO(GroupRobust):
             group_size_correction=group_size_correction,
         )
         self.min_var_weight = check_interval("min_var_weight", min_var_weight, 0.0, 1.0)
+
+    def bind(self, facts: Facts) -> None:
+        super().bind(facts)
+        if self.group_size_correction == 0:
+            warnings.warn(
+                "group_dro wants strong regularisation: without it a model fits every group, and the worst one gains "
+                "nothing (Sagawa et al. 2020); give weight_decay, few steps, or group_size_correction",
+                stacklevel=2,
+            )
 
     def _moved(self, totals: Totals) -> Tensor:
         weights, shares = super()._moved(totals).exp(), self.group_rows / self.group_rows.sum()

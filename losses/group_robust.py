@@ -37,8 +37,9 @@ class GroupRobust(Loss):
         step_size: eta, >= 0. For losses in the hundreds (summed IPO) the published runs take 5e-7.
         mode: scale of the groups' losses, see the formula. ``total`` grows with B.
         group_size_correction: C >= 0; small groups are weighted as if their loss were C / sqrt(N_g) higher.
-        weighting: "adaptive" moves alpha, "importance" holds it proportional to 1 / N_g, "fixed" at
-            ``initial_weights``.
+        weighting: "adaptive" moves alpha, "fixed" holds it at ``initial_weights``, which uniform are the usual
+            importance weights (each group the same say, a row the weight N / N_g; ``is_dpo``). "importance" holds it
+            proportional to 1 / N_g, as the official code does: a row then counts by the square, which overshoots.
         initial_weights: weight per group name, positive with sum 1; uniform where none are given.
         chi: in [0, 1]; below 1 the used weights are ``(1 - chi) / K + chi * alpha`` (the bandit code also
             moves alpha by chi * G: multiply step_size by chi for that).
@@ -54,7 +55,7 @@ class GroupRobust(Loss):
     aliases: ClassVar = {
         "gr_dpo": {"base": "dpo"},
         "gr_ipo": {"base": "ipo"},
-        "is_dpo": {"base": "dpo", "weighting": "importance"},
+        "is_dpo": {"base": "dpo", "weighting": "fixed"},
     }
     log_weights: Tensor
     group_rows: Tensor

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
+from ._base import Batch, Facts, LossOutput, Totals, pairs_of, where_mask
+from ._rows import row_metric
 from .dpo import DPO
 
 
@@ -11,6 +15,8 @@ class SPIN(DPO):
     Formula: ``-log sigmoid(beta (a - b))``.
 
     The previous iterate is the reference too, so sample the rejected completions from the very reference of the run.
+    Rows do not say who wrote them. What can be seen is how likely they are under the reference: ``ref_nll/rejected``
+    (nats a token) of its own samples is its entropy, and below ``ref_nll/chosen``; if it is above, they are not.
 
     Args:
         beta: the paper's lambda, > 0: 0.1, and 5.0 in its last iteration.
@@ -21,3 +27,20 @@ class SPIN(DPO):
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__(beta)
+
+    def bind(self, facts: Facts) -> None:
+        super().bind(facts)
+        warnings.warn(
+            "spin is DPO unless the rejected completions are samples of the run's reference, which rows do not say; "
+            "where ref_nll/rejected is logged above ref_nll/chosen, they are not",
+            stacklevel=2,
+        )
+
+    def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
+        out, pairs = super().forward(batch, totals), pairs_of(batch)
+        for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+            scores = where_mask(side.require("ref_logps").detach(), side.mask)
+            out.metrics = out.metrics | {
+                f"ref_nll/{name}": row_metric(-scores.sum(-1) / side.mask.sum(-1).clamp(min=1), batch)
+            }
+        return out

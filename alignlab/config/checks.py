@@ -110,6 +110,8 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name, bound in _ABOVE.items():
         if values.get(name, 1) <= bound:
             raise ValueError(f"{name}: expected more than {bound}, found {values[name]}")
+    if values.get("max_steps") == 0:
+        raise ValueError("max_steps: expected -1, for as many as num_train_epochs says, or at least 1; found 0")
     duration("max_wall_time", values.get("max_wall_time"))
     alpha = values.get("ref_model_mixup_alpha", 1)
     if not 0 < alpha <= 1:

@@ -35,6 +35,7 @@ from alignlab.runtime import check_engine, compiled_layers, from_main, gathered,
 
 from .progress import use_progress
 from .resumption import ROWS_A_STEP, RunIdentity, apply_settings, compare, is_of_another_schedule, own_settings
+from .standstill import check_moves
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Wraps the model, and resumes what other numbers of ranks wrote too, which the engine itself cannot read."""
+        check_moves(self.model, self.args, self.train_dataset, max_steps)
         converts = self.is_deepspeed_enabled and is_of_other_ranks(resume_from_checkpoint)
         native = None if converts else resume_from_checkpoint
         result = super()._prepare_for_training(max_steps, train_dataloader, native)

@@ -94,8 +94,16 @@ def test_error_makes_a_bad_row_that_names_field_and_token(tokenizer: Any) -> Non
         prepared([dialogue()], tokenizer, special_tokens_in_text="error")
 
 
+def test_a_completion_that_is_the_end_alone_is_a_bad_row(tokenizer: Any) -> None:
+    """Spelled in plain text; as text (split) it is words."""
+    rows = [{"prompt": "Hi", "chosen": "A", "rejected": "<eos>"}, {"prompt": "Hi", "chosen": "A", "rejected": "B"}]
+    with pytest.raises(ValueError, match="row 0: rejected is nothing but the end of the text"):
+        prepared(rows, tokenizer)
+    assert len(prepared(rows, tokenizer, special_tokens_in_text="split").dataset) == 2
+
+
 def test_data_check_counts_them(tokenizer: Any) -> None:
-    rows = [dialogue(), dialogue("Hi"), {"prompt": "<eos>", "chosen": "A", "rejected": "B"}]
+    rows = [dialogue(), dialogue("Hi"), {"prompt": "<eos> Hi", "chosen": "A", "rejected": "B"}]
     shown = facts(check(rows, tokenizer, progress=False))
     assert shown["spell control tokens, read as text"] == "1"
     assert shown["spell control tokens, read as such"] == "1"

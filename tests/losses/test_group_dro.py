@@ -1,5 +1,7 @@
 """Group DRO: golden trajectories, C outside of the loss, the floor of weights."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -39,3 +41,11 @@ def test_correction_stays_out_of_the_loss(exact, facts):
         loss.bind(facts)
         values.append(loss(exact.pairs()).loss)
     assert torch.equal(*values)
+
+
+def test_plain_it_says_that_it_wants_strong_regularisation(facts):
+    with pytest.warns(UserWarning, match="group_dro wants strong regularisation: .*weight_decay"):
+        losses.build("group_dro").bind(facts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses.build("group_dro", group_size_correction=1.0).bind(facts)

@@ -48,6 +48,16 @@ def test_importance_weights(facts):
     assert loss.weights.tolist() == pytest.approx([1 / 9, 2 / 9, 6 / 9])
 
 
+def test_is_dpo_gives_each_group_the_same_say(facts):
+    """What docs/reproductions.md calls IS: rows 60, 30, 10 weigh 100/180, 100/90, 100/30, so each group sums to 1/3."""
+    with pytest.warns(UserWarning, match="stands for {name: group_robust, base: dpo, weighting: fixed}"):
+        loss = losses.build("is_dpo")
+    loss.bind(facts)
+    rows = torch.tensor(list(facts.groups.values()), dtype=torch.float64)
+    a_row = loss.weights * loss._scales({"group_counts": rows}) * rows.sum()
+    assert a_row.tolist() == pytest.approx([100 / 180, 100 / 90, 100 / 30])
+
+
 def test_one_group_is_the_base(exact):
     """K = 1: batch_mean gives the mean DPO loss, total gives it times the rows of the step."""
     batch = exact.pairs()

@@ -1,0 +1,35 @@
+"""Runs in which no weight can change, refused or named before the first step."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from alignlab.config import PreferenceConfig
+
+logger = logging.getLogger(__name__)
+
+
+def check_moves(policy: nn.Module, args: PreferenceConfig, train: Any | None, max_steps: int) -> None:
+    """Looks whether a run can change a weight.
+
+    Raises:
+        ValueError: no weight is trainable, no step would be taken, or every row weighs nothing.
+    """
+    if not any(weight.requires_grad for weight in policy.parameters()):
+        raise ValueError(
+            "model: no weight of it is trainable (requires_grad is false for all), so nothing would be learned; "
+            "unfreeze it, load an adapter with is_trainable=True, or give a new one with peft"
+        )
+    if max_steps < 1:
+        raise ValueError(
+            f"no step would be taken: num_train_epochs is {args.num_train_epochs:g}, max_steps {args.max_steps}; give "
+            "more than 0 of one of them"
+        )
+    if train is not None and "weight" in train.column_names and not np.any(train.with_format("numpy")["weight"][:]):
+        raise ValueError(f"weight: it is 0 in all {len(train)} training rows, so nothing would be learned")
+    if args.learning_rate == 0:
+        logger.warning("learning_rate: it is 0, so no weight changes")
