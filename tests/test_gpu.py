@@ -15,8 +15,12 @@ import pytest
 import torch
 import zoo_ranks
 from making import make_model, make_rows, make_tokenizer
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from alignlab import PreferenceConfig, PreferenceTrainer, load_config, losses, train
+from alignlab.data import attention_plan
+from alignlab.scoring.kernels import capped_attention
+from alignlab.scoring.packing import tree_mask
 
 GPU = torch.cuda.is_available()
 HERE = GPU or os.environ.get("ALIGNLAB_TEST_GPU") == "cpu"
@@ -70,6 +74,49 @@ def test_every_loss_trains_and_evaluates(tmp_path: Path, tokenizer: Any, name: s
     before = one.evaluate(one.data.train)  # the scores of its own reference are there
     assert math.isfinite(before["eval_loss"])
     assert all(map(math.isfinite, zoo_ranks.trajectory(one)))
+
+
+@pytest.mark.parametrize("window", [None, 60])
+def test_soft_caps_equal_dense_attention(window: int | None) -> None:
+    """Output and gradients in bf16 are no further from float64 than 1.5 times what dense attention in bf16 is."""
+    trees, cap, device = [[300, 90, 200], [1, 40], [130, 7, 250, 64]], 1.5, "cuda" if GPU else "cpu"
+    tokens, generator = sum(map(sum, trees)), torch.Generator().manual_seed(0)
+    inputs = [torch.randn(tokens, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (8, 2, 2)]
+    grad = torch.randn(tokens, 8, 64, generator=generator).to(device, torch.bfloat16)
+    allow = torch.block_diag(*(tree_mask(tree, (window, None)).float() for tree in trees)).bool().to(device)
+    plan = attention_plan(trees)
+    plan = plan._replace(table=plan.table.to(device))
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return capped_attention(q, k, v, plan, cap=cap, window=window)
+
+    def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = (one.repeat_interleave(4, 1) for one in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k).to(torch.promote_types(q.dtype, torch.float32)) / 8
+        weights = (cap * torch.tanh(scores / cap)).masked_fill(~allow, float("-inf")).softmax(-1)
+        return torch.einsum("hqk,khd->qhd", weights.to(v.dtype), v)
+
+    def run(side: Any, kind: torch.dtype) -> list[torch.Tensor]:
+        leaves = [one.to(kind).requires_grad_() for one in inputs]
+        out = side(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(kind))]
+
+    exact = run(dense, torch.float64)
+    worst = [
+        max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True))
+        for found in (run(kernel, torch.bfloat16), run(dense, torch.bfloat16))
+    ]
+    assert 0 < worst[0] <= 1.5 * worst[1]
+
+
+def test_soft_capped_models_are_packed_in_one_row_on_a_gpu(tmp_path: Path) -> None:
+    """Gemma 2 in bf16: attention without masks; the loss begins at log 2. On a CPU its rows are eager ones."""
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    config = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=16, pad_token_id=0)
+    one = trainer(tmp_path, model=AutoModelForCausalLM.from_config(config))
+    assert one.layout == ("flat" if GPU else "rows")
+    one.train()
+    assert losses_of(one)[0] == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_float32_equals_the_cpu(tmp_path: Path) -> None:

@@ -13,11 +13,21 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from .planned import Plans, planned_attention, refuse, tree_plans, uses_kernels
+from .kernels import UnsupportedAttention, dense_capped
+from .planned import (
+    Blocks,
+    Plans,
+    Window,
+    attention_caps,
+    planned_attention,
+    refuse,
+    tree_blocks,
+    tree_plans,
+    uses_kernels,
+)
 
 FLAT = "alignlab_flat"  # the attention implementation that takes flat rows, and plain ones as sdpa does
 TREES = "alignlab_trees"  # the same, with kernels in the place of masks where they are faster
-Window = tuple[int | None, int | None]  # sliding window, attention chunk; both in positions
 
 
 class UnsupportedModel(ValueError):
@@ -85,7 +95,8 @@ def model_inputs(model: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
         kinds = list(windows.values()) if isinstance(windows, dict) else [windows]
         plans = tree_plans(layout, {chunk for _, chunk in kinds})
         named = dict.fromkeys(windows, one) if isinstance(windows, dict) else one
-        return {**inputs, "attention_mask": named, "tree_plans": plans}
+        blocks = {"tree_blocks": tree_blocks(plans, kinds)} if attention_caps(config) else {}
+        return {**inputs, "attention_mask": named, "tree_plans": plans, **blocks}
     if isinstance(windows, dict):
         mask: Any = {name: _mask(config, model, layout, window) for name, window in windows.items()}
     else:
@@ -182,30 +193,48 @@ def trees_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     tree_plans: Plans | None = None,
+    tree_blocks: Blocks | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attends within each tree of a flat row by kernels that need no mask; without a plan as ``flat_attention``."""
     if tree_plans is None:
         return flat_attention(module, query, key, value, attention_mask, **options)
-    return planned_attention(module, query, key, value, tree_plans, **options), None
+    return planned_attention(module, query, key, value, tree_plans, tree_blocks or {}, **options), None
 
 
 def _plain(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attends as SDPA does, and with sinks as it cannot: a key and value of zeros whose score the mask adds."""
-    sinks = options.pop("s_aux", None)
-    if sinks is not None:
+    """Attends as SDPA does, and with a soft-cap or sinks as it cannot.
+
+    A sink is a key and value of zeros whose score the mask adds.
+    """
+    cap, sinks = options.pop("softcap", None), options.pop("s_aux", None)
+    if mask is None and (cap is not None or sinks is not None):
         queries, keys = query.shape[2], key.shape[2]
-        if mask is None:
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
+    if cap is not None:
+        assert mask is not None
+        return _plain_capped(query, key, value, mask, cap, sinks=sinks, **options)
+    if sinks is not None:
+        assert mask is not None
         scores = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
         scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min)
-        rows, heads = query.shape[:2]
+        rows, heads, queries = query.shape[:3]
         sink = sinks.to(query.dtype)[None, :, None, None].expand(rows, heads, queries, 1)
-        mask = torch.cat([scores.expand(rows, heads, queries, keys), sink], -1)
+        mask = torch.cat([scores.expand(rows, heads, queries, key.shape[2]), sink], -1)
         key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
     return sdpa_attention_forward(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
+
+
+def _plain_capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, cap: float, **options: Any
+) -> tuple[Tensor, None]:
+    if options.get("dropout") or options.get("sinks") is not None:
+        raise UnsupportedAttention("attention with softcap and dropout or sinks")
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return dense_capped(query, key, value, mask, scale, cap).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(FLAT, flat_attention)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from alignlab.data import AttentionPlan, attention_plan
 
-from .kernels import UnsupportedAttention, tree_attention
+from .kernels import UnsupportedAttention, block_mask, capped_attention, tree_attention
 
+Window = tuple[int | None, int | None]  # sliding window, attention chunk; both in positions
 Plans = dict[int | None, AttentionPlan]  # by the positions of an attention chunk, None without chunks
+Blocks = dict[Window, Any]  # of FlexAttention, for a model that caps its attention scores
 # Cells of attention that kernels must save a sequence before they are faster on a CPU than one masked call a tree.
 # Measured with the mean lengths of Capybara, UltraFeedback, TL;DR and HH-RLHF, which save 84, 78, 38 and 13 thousand:
 # 1.5, 1.6, 1.06 and 1.05 times as fast in fp32, and 1.1, 1.2, 0.9 and 0.9 times in bfloat16.
@@ -63,29 +65,48 @@ def tree_plans(layout: Mapping[str, Any], chunks: Iterable[int | None]) -> Plans
     return plans
 
 
+def tree_blocks(plans: Plans, windows: Iterable[Window]) -> Blocks:
+    """Returns the blocks of every kind of layer, made once a forward; none on a CPU, where nothing asks for them."""
+    if plans[None].table.device.type == "cpu":
+        return {}
+    return {(window, chunk): block_mask(plans[chunk], window) for window, chunk in windows}
+
+
+def attention_caps(config: Any) -> list[str]:
+    """Returns what a config calls the soft-cap of its attention scores, where it has one."""
+    named = [name for name in vars(config) if ("softcap" in name or "soft_cap" in name) and "att" in name]
+    return [name for name in named if getattr(config, name)]
+
+
 def planned_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, plans: Plans, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, plans: Plans, blocks: Blocks, **options: Any
 ) -> Tensor:
     """Returns the attention ``[1, T, H, Dv]`` of one layer over a flat row, by the plan of its layer type.
 
     Args:
         query: ``[1, H, T, D]``; ``key`` and ``value``: ``[1, G, T, D or Dv]``.
-        options: what the layer says besides: its scale, its sinks.
+        blocks: what ``tree_blocks`` made; what is missing there is made again.
+        options: what the layer says besides: its scale, its soft-cap, its sinks.
 
     Raises:
-        UnsupportedAttention: what the kernels would drop: a soft-cap, a position bias, dropout.
+        UnsupportedAttention: what the kernels would drop: a position bias, dropout, sinks beside a soft-cap.
     """
+    cap, sinks = options.pop("softcap", None), options.get("s_aux")
     refuse(options)
     if options.get("dropout"):
         raise UnsupportedAttention("attention with dropout")
+    if cap is not None and sinks is not None:
+        raise UnsupportedAttention("attention with softcap and sinks")
     config: Any = module.config
     types = getattr(config, "layer_types", None)
     kind = types[module.layer_idx] if types else "sliding_attention"
     chunk = getattr(config, "attention_chunk_size", None) if kind == "chunked_attention" else None
     window = getattr(config, "sliding_window", None) if kind == "sliding_attention" else None
     q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
-    scale, sinks = options.get("scaling"), options.get("s_aux")
-    return tree_attention(q, k, v, plans[chunk], scale=scale, window=window, sinks=sinks)[None]
+    seen: dict[str, Any] = {"scale": options.get("scaling"), "window": window}
+    if cap is None:
+        return tree_attention(q, k, v, plans[chunk], sinks=sinks, **seen)[None]
+    return capped_attention(q, k, v, plans[chunk], cap=cap, blocks=blocks.get((window, chunk)), **seen)[None]
 
 
 def refuse(options: Mapping[str, Any]) -> None:

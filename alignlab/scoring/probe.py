@@ -18,6 +18,7 @@ from alignlab.runtime import evaluating, true_float32, unwrap
 
 from .checks import Trial, difference, leak, miscalled, short_windows
 from .packing import FLAT, TREES, UnsupportedModel, layer_windows
+from .planned import attention_caps
 from .twin import REACH, NoTwin, build_twin, twin_config
 
 logger = logging.getLogger(__name__)
@@ -224,10 +225,14 @@ def _fails(model: Any, base: Any, candidate: Candidate, pad_id: int, *, alone: b
 
 
 def _first_found(trial: Trial, candidate: Candidate, *, exact: bool) -> str:
-    """Returns what the first failing check found; on a CPU long rows go through kernels and short ones do not."""
+    """Returns what the first failing check found; on a CPU long rows go through kernels and short ones do not.
+
+    A twin on the CPU of a capped model that is bound for a GPU goes through kernels alone, as the model will.
+    """
     both = candidate.attention == TREES and next(trial.base.parameters()).device.type == "cpu"
+    alone = candidate.half and attention_caps(trial.base.config.get_text_config())
     try:
-        for kernels in (True, False) if both else (None,):
+        for kernels in ((True,) if alone else (True, False)) if both else (None,):
             one = replace(trial, kernels=kernels)
             found = difference(one, exact=exact) or leak(one) or (miscalled(one) if candidate.counted else "")
             if found:

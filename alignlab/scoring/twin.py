@@ -11,6 +11,8 @@ import torch
 
 from alignlab.runtime import unsharded
 
+from .planned import attention_caps
+
 REACH = 3  # positions of a twin's sliding windows and chunks
 CAP = 1.0  # of a twin's attention scores, where the model caps them: small enough to bite
 _LARGEST = 50_000_000  # parameters; a larger twin is not built
@@ -43,8 +45,8 @@ def twin_config(config: Any, *, narrow: bool = True) -> Any:
     for name, value in list(vars(text).items()):
         if name in ("sliding_window", "attention_chunk_size") and isinstance(value, int):
             setattr(text, name, REACH)
-        if ("softcap" in name or "soft_cap" in name) and "att" in name and value:
-            setattr(text, name, CAP)
+    for name in attention_caps(text):
+        setattr(text, name, CAP)
     for other in _other_parts(config, text):  # towers of other senses, which no text passes through
         _set_smaller(other, {"num_hidden_layers": 1, "depth": 1})
     if narrow:

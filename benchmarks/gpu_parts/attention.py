@@ -25,8 +25,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "window": {"window": 37},
     "chunks": {"chunk": 50},
     "sinks": {"sinks": True},
+    "soft-cap": {"cap": 1.5},
+    "soft-cap, window": {"cap": 1.5, "window": 37},
 }
-LAYOUTS = 50  # random ragged rows a variant: 200 a dtype
+LAYOUTS = 50  # random ragged rows a variant: 300 a dtype
 DENSE = 16_384  # tokens above which no dense mask is tried
 Trees = list[list[int]]
 
@@ -64,7 +66,7 @@ def _errors(bench: Bench, name: str, dtype: torch.dtype) -> dict[str, Any]:
         heads, keys = chance.choice([(8, 8), (8, 2), (6, 1)])
         inputs, grad = _inputs(bench, trees, (heads, keys, chance.choice([64, 128])), dtype, trial)
         inputs = inputs if options.get("sinks") else inputs[:3]
-        seen = trees, options.get("window"), options.get("chunk")
+        seen = trees, options.get("window"), options.get("chunk"), options.get("cap")
         exact = _gradients(partial(_dense, *seen), [one.double() for one in inputs], grad.double())
         dense, kernel = (_gradients(partial(side, *seen), inputs, grad) for side in (_dense, _kernel))
         for side, found in (("kernel", kernel), ("dense", dense)):
@@ -99,27 +101,32 @@ def _gradients(attention: Callable[..., Tensor], inputs: list[Tensor], grad: Ten
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def _kernel(trees: Trees, window: Any, chunk: Any, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
+def _kernel(trees: Trees, window: Any, chunk: Any, cap: Any, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
     from alignlab.data import attention_plan
-    from alignlab.scoring.kernels import tree_attention
+    from alignlab.scoring.kernels import capped_attention, tree_attention
 
     plan = attention_plan(trees, chunk)
     plan = plan._replace(table=plan.table.to(q.device))
+    if cap is not None:
+        return capped_attention(q, k, v, plan, cap=cap, window=window)
     return tree_attention(q, k, v, plan, window=window, sinks=sinks[0] if sinks else None)
 
 
-def _dense(trees: Trees, window: Any, chunk: Any, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
+def _dense(trees: Trees, window: Any, chunk: Any, cap: Any, q: Tensor, k: Tensor, v: Tensor, *sinks: Tensor) -> Tensor:
     """Softmax in the dtype's own products over the whole row under its mask; sums in float32, as flash kernels do."""
     allow = _mask(trees, window, chunk, q.device)
     k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], 1) for one in (k, v))
-    if not sinks:
+    if not sinks and cap is None:
         return F.scaled_dot_product_attention(
             *(one.transpose(0, 1)[None] for one in (q, k, v)), attn_mask=allow[None, None]
         )[0].transpose(0, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
     scores = scores.masked_fill(~allow, float("-inf"))
-    column = sinks[0][:, None, None].expand(-1, q.shape[0], 1).to(scores.dtype)
-    weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    if sinks:
+        column = sinks[0][:, None, None].expand(-1, q.shape[0], 1).to(scores.dtype)
+        scores = torch.cat([scores, column], -1)
+    weights = scores.softmax(-1)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", weights.to(v.dtype), v)
 
 
@@ -144,11 +151,11 @@ def _times(bench: Bench, name: str) -> dict[str, Any]:
     doubled, doubled_grad = _inputs(bench, repeated, shape, dtype, 1)
     tokens = len(inputs[0])
     sides: dict[str, Callable[[], Any]] = {
-        "kernel": lambda: _gradients(partial(_kernel, trees, None, None), inputs, grad),
-        "repeated prompts": lambda: _gradients(partial(_kernel, repeated, None, None), doubled[:3], doubled_grad),
+        "kernel": lambda: _gradients(partial(_kernel, trees, None, None, None), inputs, grad),
+        "repeated prompts": lambda: _gradients(partial(_kernel, repeated, None, None, None), doubled[:3], doubled_grad),
     }
     if tokens <= DENSE:
-        sides["dense mask"] = lambda: _gradients(partial(_dense, trees, None, None), inputs, grad)
+        sides["dense mask"] = lambda: _gradients(partial(_dense, trees, None, None, None), inputs, grad)
     row: dict[str, Any] = {"what": name, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens}
     for side, work in sides.items():
         row[f"ms {side}"] = round(1e3 * common.seconds_of(work, bench.device), 3)

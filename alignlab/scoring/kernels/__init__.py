@@ -3,6 +3,7 @@
 Never here: a model, a layout, or a score: queries, keys, values and a plan go in.
 """
 
+from .capped import block_mask, capped_attention, dense_capped
 from .trees import UnsupportedAttention, tree_attention
 
-__all__ = ["UnsupportedAttention", "tree_attention"]
+__all__ = ["UnsupportedAttention", "block_mask", "capped_attention", "dense_capped", "tree_attention"]

@@ -44,23 +44,33 @@ def tree_attention(
     Raises:
         UnsupportedAttention: dtypes, heads, widths or a plan that the kernels would take and get wrong.
     """
+    scale, values = q.shape[-1] ** -0.5 if scale is None else scale, v.shape[-1]
+    q, k, v = prepared(q, k, v, plan)
+    if sinks is not None and sinks.shape != (q.shape[1],):
+        raise UnsupportedAttention(f"attention sinks {tuple(sinks.shape)} for {q.shape[1]} heads")
+    out: Tensor = tree_forward(
+        q.contiguous(), k, v, sinks, plan.table, list(plan[1:]), float(scale), -1 if window is None else window
+    )[0]
+    return out[..., :values] if values < out.shape[-1] else out
+
+
+def prepared(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, narrowest: int = 0) -> list[Tensor]:
+    """Returns queries, keys and values of one dtype and width, checked; ``narrowest``: width to pad to on a GPU.
+
+    Raises:
+        UnsupportedAttention: as ``tree_attention`` does.
+    """
     device = q.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
         q, k, v = q.to(kind), k.to(kind), v.to(kind)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    _check(q, k, v, plan, sinks)
-    values = v.shape[-1]
+    _check(q, k, v, plan)
     # Kernels want values as wide as keys, and on a GPU widths in eights: zeros change nothing.
-    width = q.shape[-1] if device == "cpu" else -(-q.shape[-1] // 8) * 8
-    q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (q, k, v))
-    out: Tensor = tree_forward(
-        q.contiguous(), k, v, sinks, plan.table, list(plan[1:]), float(scale), -1 if window is None else window
-    )[0]
-    return out[..., :values] if values < width else out
+    width = q.shape[-1] if device == "cpu" else max(-(-q.shape[-1] // 8) * 8, narrowest)
+    return [F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (q, k, v)]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, sinks: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
     """Refuses what the kernels do not check, or check only by a fault on the device."""
     tokens, heads, width = q.shape
     shapes = f"queries {tuple(q.shape)}, keys {tuple(k.shape)}, values {tuple(v.shape)}"
@@ -70,8 +80,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, sinks: Tensor |
         raise UnsupportedAttention(f"attention of {heads} heads over {k.shape[1]} of keys: not a multiple")
     if not q.dtype == k.dtype == v.dtype:
         raise UnsupportedAttention(f"attention of {q.dtype} queries, {k.dtype} keys and {v.dtype} values")
-    if sinks is not None and sinks.shape != (heads,):
-        raise UnsupportedAttention(f"attention sinks {tuple(sinks.shape)} for {heads} heads")
     if plan.table.dtype != torch.int32 or plan.table.device != q.device:
         raise UnsupportedAttention(f"a plan of {plan.table.dtype} on {plan.table.device}: int32 on {q.device} is taken")
     if plan.tokens != tokens:

@@ -11,10 +11,11 @@ import transformers
 from making import make_model
 from transformers import AutoModelForCausalLM
 
-from alignlab.data import ScoredSequence, layout_fields
+from alignlab.data import ScoredSequence, attention_plan, layout_fields
 from alignlab.scoring import forward, planned
 from alignlab.scoring import probe as probing
 from alignlab.scoring.checks import attention_calls
+from alignlab.scoring.kernels import capped_attention
 from alignlab.scoring.packing import FLAT, TREES, model_inputs
 from alignlab.scoring.probe import probe
 
@@ -39,6 +40,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "Ernie4_5": SHAPE,
     "Exaone4": {**SHAPE, "sliding_window": 8, "num_hidden_layers": 4},
     "Gemma": WIDE,
+    "Gemma2": {**SLIDING, "attn_logit_softcapping": 0.5},
     "Gemma3Text": {**SLIDING, "num_hidden_layers": 6},
     "Glm": WIDE,
     "Glm4": WIDE,
@@ -68,6 +70,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "SeedOss": WIDE,
     "SmolLM3": {**SHAPE, "num_hidden_layers": 4},
     "Starcoder2": {**SHAPE, "sliding_window": 8},
+    "VaultGemma": {**SLIDING, "attn_logit_softcapping": 0.5},
 }
 LOST = "the model changes the attention mask that it is given, or drops the plan beside it"
 NEVER = "calls attention 0 times"
@@ -75,7 +78,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Bloom": ({**WORDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "raises ValueError"),
     "CodeGen": ({**OLD, "rotary_dim": 4}, NEVER),
     "Falcon": ({**WORDS, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "alibi": False}, NEVER),
-    "Gemma2": (SLIDING, "attention with softcap"),
     "GPTJ": ({**OLD, "rotary_dim": 4}, NEVER),
     "Lfm2": ({**SHAPE, "layer_types": ["conv", "full_attention"]}, "layers of type conv"),
     "Nemotron": (SHAPE, LOST),
@@ -243,3 +245,69 @@ def test_flash_attention_by_name_becomes_the_kernels(monkeypatch: pytest.MonkeyP
     assert [(one.mode, one.attention) for one in tried] == [("flat", TREES), ("rows", "sdpa")]
     monkeypatch.undo()
     assert [one.attention for one in probing._candidates(model, torch.device("cuda"))] == ["sdpa"], "fp32 on a GPU"
+
+
+# ---- attention scores with a soft-cap ------------------------------------------------------------------------------
+
+ON_A_GPU = probing.Candidate("flat", TREES, counted=True, half=True)
+
+
+def capped_model(cap: float = 0.5) -> Any:
+    return model_of("Gemma2", {**SLIDING, "attn_logit_softcapping": cap})
+
+
+def test_a_capped_model_stays_eager_on_the_cpu_and_is_bound_for_kernels_on_a_gpu() -> None:
+    """Short rows have no kernel on a CPU: the same twin is refused for it that passes for a GPU in half precision."""
+    model = capped_model()
+    assert probe(model) == ("rows", "")
+    assert model.config._attn_implementation == "eager"
+    on_a_cpu = probing.Candidate("flat", TREES, counted=True)
+    assert "attention with softcap" in str(probing._twin_fails(model, on_a_cpu, torch.device("cpu"), 0))
+    assert probing._twin_fails(model, ON_A_GPU, torch.device("cpu"), 0) == ""
+
+
+@pytest.mark.parametrize("fault", ["cap", "window", "completion"])
+def test_wrong_capped_attention_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap that is lost, a window that is lost, completions that see each other: thousands of roundings off."""
+
+    def wrong(q: Any, k: Any, v: Any, plan: Any, *, cap: float, window: int | None, **options: Any) -> torch.Tensor:
+        if fault == "cap":
+            cap = 1e6
+        if fault == "completion":
+            plan = attention_plan([[plan.tokens]])
+        return capped_attention(q, k, v, plan, cap=cap, window=None if fault == "window" else window, **options)
+
+    monkeypatch.setattr(probing, "_verdicts", {})
+    monkeypatch.setattr(planned, "capped_attention", wrong)
+    reason = str(probing._twin_fails(capped_model(), ON_A_GPU, torch.device("cpu"), 0))
+    assert "scores otherwise than in plain ones" in reason
+    found = float(reason.split(" by ")[1].split(" nats")[0])
+    assert found > 1000 * float(reason.split("(rounding: ")[1].split(",")[0])
+
+
+def test_generated_text_of_a_capped_model_keeps_its_cap() -> None:
+    """Plain rows, padded on the left, and single tokens after a cache: the logits are those of eager attention."""
+    model = capped_model(0.1)
+    ids = torch.randint(2, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    found = []
+    for attention in ("eager", TREES):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            first = model(ids[:, :9], attention_mask=mask[:, :9], use_cache=True)
+            after = [
+                model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=first.past_key_values).logits
+                for i in range(9, 12)
+            ]
+        found.append(torch.cat([first.logits[:, 4:], *after], 1))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-5)
+
+
+def test_soft_caps_beside_what_they_cannot_have_are_refused() -> None:
+    model, query = capped_model(), torch.zeros(1, 4, 12, 8)
+    plans: planned.Plans = {None: attention_plan([[5, 4, 3]])}
+    layer = model.model.layers[0].self_attn
+    for options, said in (({"s_aux": torch.zeros(4)}, "softcap and sinks"), ({"dropout": 0.1}, "dropout")):
+        with pytest.raises(ValueError, match=f"attention with {said}"):
+            planned.planned_attention(layer, query, query, query, plans, {}, softcap=1.0, **options)
