@@ -19,7 +19,9 @@ CAP = 1.5  # scores of random queries have a spread of about one: it bites
 
 def allowed(trees: list[list[int]], window: int | None = None, chunk: int | None = None) -> torch.Tensor:
     """Who sees whom in a flat row, ``[T, T]`` bool, tree by tree."""
-    return torch.block_diag(*(tree_mask(tree, (window, chunk)).float() for tree in trees)).bool()
+    masks = [tree_mask(tree, (window, chunk)).float() for tree in trees]
+    whole: torch.Tensor = torch.block_diag(*masks)
+    return whole.bool()
 
 
 def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allow: torch.Tensor) -> torch.Tensor:
@@ -79,6 +81,8 @@ def test_blocks_are_those_that_hold_a_pair_seen_and_no_other(window: int | None,
         padded[:tokens, :tokens] = dense
         tiles = padded.view(count, BLOCK, count, BLOCK)
         mask = block_mask(attention_plan(trees, chunk), window)
+        assert mask.full_kv_num_blocks is not None
+        assert mask.full_kv_indices is not None
         partial, full = (
             torch.zeros(count, count, dtype=torch.bool).scatter_(
                 1, order[0, 0].long(), torch.arange(count) < numbers[0, 0, :, None]
