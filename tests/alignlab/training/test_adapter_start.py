@@ -13,6 +13,7 @@ from peft import EvaConfig, LoraConfig, PeftModel
 
 from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.models import load_model
+from alignlab.models.quantised import prepare_quantised
 from alignlab.training import PreferenceTrainer
 from alignlab.training.adapter_start import rows_of
 
@@ -158,3 +159,15 @@ def test_a_refused_start_is_refused_before_anything_is_loaded(tokenizer: Any, tm
             peft_config=LoraConfig(**LORA, init_lora_weights="pissa"),
             model_options=options,
         )
+
+
+def test_eva_stands_on_a_4_bit_base_too(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    make_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    options = ModelOptions(str(tmp_path / "base"), load_in_4bit=True)
+    run = trainer(tokenizer, tmp_path, LoraConfig(**LORA, init_lora_weights="eva"), load_model(options))
+    run.train()
+    run.save_model()
+    torch.manual_seed(99)
+    again = PeftModel.from_pretrained(prepare_quantised(load_model(options)), tmp_path / "run")
+    assert float((scores(again) - scores(run.model)).abs().max()) < 1e-4
