@@ -103,8 +103,7 @@ CASES: dict[str, Case] = {
     "micro-batches": ("group_robust", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, []),
     "totals of the step before": ("bco", {"coupled_totals": "previous_step", "gradient_accumulation_steps": 2}, []),
     "checkpointing": ("dpo", {"gradient_checkpointing": True}, []),
-    # Adam's first steps make 1e-7 of rounding in an expert that is hardly asked to a whole step.
-    "experts": ("dpo", {"model": experts, "router_aux_loss_coef": 0.1, "optim": "sgd"}, []),
+    "experts": ("dpo", {"model": experts, "router_aux_loss_coef": 0.1}, []),
     "samples": ("dpo", {"reference": "live", "eval_generations": 3, "eval_max_new_tokens": 6}, []),
     "fewer bits in products": ("dpo", {"float32_matmul_precision": "high"}, [own_precision]),
 }
