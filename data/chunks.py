@@ -121,6 +121,8 @@ def _json_line(line: bytes) -> dict[str, Any] | Broken:
         reason = f"broken JSON: {error.msg} (column {error.colno})"
     except RecursionError:
         reason = "broken JSON: nested too deeply"
+    except ValueError:
+        reason = "broken JSON: an integer of more than 4,300 digits"
     return Broken(reason, line.decode("utf-8", "backslashreplace").rstrip("\n"))
 
 

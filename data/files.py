@@ -61,12 +61,15 @@ def _read_jsonl(path: Path, size: int) -> Iterator[Chunk]:
 def _read_json(path: Path, size: int) -> Iterator[Chunk]:
     with _open(path) as file:
         content = file.read()
+    if not content.strip(b"\xef\xbb\xbf \t\r\n"):
+        return  # no row, which is said of all sources together
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # many .json files are jsonl
+        _refuse_wrapped(path, content)
         yield from _read_jsonl(path, size)
         return
     try:
         rows = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # too long an integer is a plain ValueError
         raise ValueError(f"{path}: not a JSON list in UTF-8: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON file must hold a list of rows, found {type(rows).__name__}")
@@ -93,6 +96,20 @@ def _broken_in(value: Any) -> Iterator[Broken]:
             yield from _broken_in(inner)
 
 
+def _refuse_wrapped(path: Path, content: bytes) -> None:
+    """Refuses one object that holds the rows as a list; several objects, one a line, are rows."""
+    try:
+        whole = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(whole) <= 3 and len(lists) == 1 and lists[0] not in ("messages", "conversations", "chosen", "rejected"):
+        raise ValueError(
+            f"{path}: a JSON file holds a list of rows, found an object whose {lists[0]!r} is a list; write that list "
+            "alone into the file"
+        )
+
+
 def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
     yield from chunked(_csv_rows(path), size)
 
@@ -108,6 +125,9 @@ def _csv_rows(path: Path) -> Iterator[Located]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{path}: the csv file has the column {', '.join(map(repr, twice))} more than once")
+        other = next((one for one in ";\t|" if one in reader.fieldnames[0]), None)
+        if len(reader.fieldnames) == 1 and other is not None:
+            raise ValueError(f"{path}: columns are separated by {other!r}, and have to be by commas")
         end = reader.line_num
         for row in reader:
             yield f"{path}:{end + 1}", _csv_row(row)  # a quoted field may span lines: name the row's first
@@ -132,7 +152,7 @@ def _csv_value(name: str, text: str) -> Any:
         return text
     try:
         value = json.loads(text.lower() if label else text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if not isinstance(value, str) else text
 

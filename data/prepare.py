@@ -95,10 +95,15 @@ def _write(
         units, report = account.close(), account.report
         if report.rows_rejected and options.on_bad_row == "error":
             raise ValueError(report.bad_rows_text() + '\non_bad_row="skip" trains on the others and writes these aside')
+        if not report.rows_read:
+            raise ValueError(f"no row to train on: {', '.join(map(str, sources))} holds none")
         if not report.rows_kept:
             raise ValueError(f"no row is left to train on: {report.bad_rows_text()}")
     assert report.rows_read == report.rows_kept + report.rows_rejected, "a row disappeared"
     chosen = _weigh(sources, report, units, seed)
+    if not len(chosen):
+        weights = ", ".join(f"{one.name}: {one.weight:g} of {one.rows_kept} rows" for one in report.sources)
+        raise ValueError(f"the weights of the mixture leave no row to train on ({weights}); raise one")
     draft.finish(chosen, report, folder / ROWS)
     draft.path.unlink()
     report.fingerprint = hashlib.blake2b(account.digest.digest() + chosen.tobytes(), digest_size=16).hexdigest()

@@ -12,6 +12,8 @@ from .chunks import Chunk, Located, chunked, given
 from .files import SUFFIXES, files_of, read_file
 from .known import FORMATS
 
+MOST_PASSES = 10_000  # of one source in an epoch: more is a slip of the pen, and fills the disk
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,6 +43,11 @@ class Source:
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 < self.weight < float("inf"):
             raise ValueError(f"{self}: weight must be a number above 0, found {self.weight!r}")
+        if self.weight > MOST_PASSES:
+            raise ValueError(
+                f"{self}: weight is {self.weight:g}, as many passes over it an epoch; allowed are up to "
+                f"{MOST_PASSES:,} (num_train_epochs makes more passes)"
+            )
         if self.format is not None and self.format not in FORMATS:
             near = get_close_matches(str(self.format), FORMATS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -137,6 +144,11 @@ def open_sources(source: Any) -> list[Source]:
     """
     if isinstance(source, (str, Path)):
         return [Source(path=str(source))]
+    kind = type(source).__name__
+    if kind in ("DatasetDict", "IterableDatasetDict"):
+        raise ValueError(f"a data source is one set of rows, found a {kind} of {', '.join(source)}; give one of them")
+    if kind == "DataFrame":
+        raise ValueError("a data source is no DataFrame; give datasets.Dataset.from_pandas(frame)")
     if isinstance(source, Mapping):
         return [_from_mapping(source)]
     if not isinstance(source, Iterable):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .shard import make_folder
+from .shard import PLACE, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class WriterLock:
                 self._said = True
             return self._waited(seconds)
         except OSError as error:
-            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with ALIGNLAB_CACHE"
+            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with {PLACE}"
             raise OSError(error.errno, reason, str(self.path)) from error
         return True
 

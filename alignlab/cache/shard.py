@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+PLACE = "score_cache_dir or ALIGNLAB_CACHE"  # what names the folder of the cache
 Keys = Sequence[bytes] | NDArray[np.uint8] | NDArray[np.bytes_]
 Array = NDArray[np.floating]
 
@@ -111,7 +112,7 @@ def write_durably(path: Path, content: bytes, modified: int | None = None) -> No
         raise OSError(
             error.errno,
             f"cannot write {len(content) / 1e6:.1f} MB of scores: {error.strerror}; make room there, or choose another "
-            "folder with ALIGNLAB_CACHE",
+            f"folder with {PLACE}",
             str(path.parent),
         ) from error
 
@@ -207,6 +208,6 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot create the score cache folder: {error.strerror}; choose another with ALIGNLAB_CACHE",
+            f"cannot create the score cache folder: {error.strerror}; choose another with {PLACE}",
             str(folder),
         ) from error

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import integration_utils
 from transformers.utils import is_liger_kernel_available
 
 from alignlab.runtime import check_fsdp, check_parallel, shown_as, this_machine
@@ -238,11 +239,24 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         check_fsdp(self.fsdp, given, deepspeed=self.deepspeed is not None)
         self.disable_tqdm = shown_as(self.progress, bars=not self.disable_tqdm) != "live"  # no bars in a file
         super().__post_init__()
+        _check_reporters(self.report_to)
         check_fsdp(self.fsdp, self.fsdp_config, deepspeed=False)
         if self.use_liger_kernel:
             self.liger_kernel_config: dict[str, bool] | None = _liger_kernels(self.liger_kernel_config)
         spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
         check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
+
+
+def _check_reporters(names: Any) -> None:
+    """Refuses a reporter that transformers does not know, or whose package is not installed."""
+    others = {"comet_ml": "comet", "azure_ml": "azureml", "flyte": "flytekit"}
+    for name in names:
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(integration_utils.INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"report_to: there is no {name!r}; allowed are none, all, {known}")
+        is_there = getattr(integration_utils, f"is_{others.get(name, name)}_available", lambda: True)
+        if not is_there():
+            raise ValueError(f"report_to: {name} needs a package that is not installed: pip install {name}")
 
 
 def _liger_kernels(asked: dict[str, bool] | None) -> dict[str, bool]:

@@ -65,11 +65,32 @@ def parse_yaml(text: str, name: str) -> Any:
     loader = _Loader(text)
     loader.name = name
     try:
-        return loader.get_single_data()
+        value = loader.get_single_data()
+        _refuse_circles(value, name)
+        return value
+    except RecursionError as error:
+        raise ValueError(f"{name}: not valid YAML: nested too deeply") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
+
+
+def _refuse_circles(value: Any, name: str) -> None:
+    """Refuses an alias that stands within what it names: such a value has no end."""
+    open_, done = set[int](), set[int]()
+
+    def visit(one: Any) -> None:
+        if not isinstance(one, (dict, list)) or id(one) in done:
+            return
+        if id(one) in open_:
+            raise ValueError(f"{name}: not valid YAML: an alias (*...) stands within what it names")
+        open_.add(id(one))
+        for inner in one.values() if isinstance(one, dict) else one:
+            visit(inner)
+        done.add(id(one))
+
+    visit(value)
 
 
 def read_yaml(path: Path) -> Values:

@@ -32,6 +32,9 @@ def check_places(model: ModelOptions, training: Mapping[str, Any], data: DataCon
     """
     output = str(training["output_dir"])
     folder = Path(output).expanduser().resolve()
+    for one in (folder, *folder.parents):
+        if one.exists() and not one.is_dir():
+            raise ValueError(f"output_dir: {output} cannot be a folder: {one} is a file; choose another output_dir")
     for key, path in _models(model, training):
         if found := _relation(folder, path):
             raise ValueError(

@@ -18,6 +18,7 @@ from alignlab.config import ModelOptions, four_bit_dtype, holds_adapter
 from alignlab.runtime import is_sharded_at_load, this_machine
 
 from .adapters import base_path, refuse_unrepeatable
+from .naming import loading
 from .quantised import guard_quantised, prepare_quantised
 
 
@@ -28,13 +29,16 @@ def torch_dtype(name: str) -> torch.dtype | str:
 
 def load_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
     """Loads the tokenizer; pads with EOS where it has no pad token, and takes the chat template that was asked for."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        options.tokenizer or options.name_or_path,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    path = options.tokenizer or options.name_or_path
+    with loading("tokenizer", path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=options.revision, trust_remote_code=options.trust_remote_code
+        )
     if options.chat_template is not None:
-        tokenizer.chat_template = Path(options.chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(options.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"model.chat_template: {options.chat_template} cannot be read: {error}") from error
     return tokenizer
 
 
@@ -70,22 +74,24 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
     if adapter is not None:
         refuse_unrepeatable(adapter)
     quantised = quantisation(options)
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        revision=options.revision,
-        dtype=torch_dtype(options.dtype),
-        attn_implementation=options.attn_implementation,
-        trust_remote_code=options.trust_remote_code,
-        quantization_config=quantised,
-        # ZeRO-3 places weights itself, and refuses a map.
-        device_map={"": _local_device()} if quantised is not None and not is_sharded_at_load() else None,
-        use_safetensors=True,
-    )
+    with loading("model", path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=options.revision,
+            dtype=torch_dtype(options.dtype),
+            attn_implementation=options.attn_implementation,
+            trust_remote_code=options.trust_remote_code,
+            quantization_config=quantised,
+            # ZeRO-3 places weights itself, and refuses a map.
+            device_map={"": _local_device()} if quantised is not None and not is_sharded_at_load() else None,
+            use_safetensors=True,
+        )
     guard_quantised(model)
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
+        with loading("adapter", adapter):
+            model = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
     return model
 
 

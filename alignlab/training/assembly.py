@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pyarrow.compute as pc
 from torch import Tensor, nn
 from transformers.trainer_utils import set_seed
 
@@ -58,6 +59,55 @@ def settle_devices(args: PreferenceConfig) -> None:
             args.n_gpu,
         )
         args._n_gpu = 1
+
+
+def check_given(model: Any, args: Any, ref_model: Any, others: Mapping[str, Any]) -> None:
+    """Refuses arguments that are known from the stock Trainer and cannot work here, each by its name.
+
+    Raises:
+        ValueError: says what to give instead.
+    """
+    if not isinstance(args, PreferenceConfig):
+        found = type(args).__name__
+        raise ValueError(f"args: expected a PreferenceConfig, found {found}; PreferenceConfig takes the same options")
+    if ref_model is not None and ref_model is model:
+        raise ValueError(
+            "ref_model: it is the policy itself, which would be frozen; leave it out: the policy as it is before the "
+            "first step is the reference then"
+        )
+    for name, instead in {
+        "data_collator": "batches are made by the trainer, as the loss and the layout need them",
+        "compute_loss_func": "give the function as loss=",
+        "compute_metrics": "a loss returns metrics, and `alignlab eval --rows` writes every pair",
+        "preprocess_logits_for_metrics": "logits are never held as a whole",
+    }.items():
+        if others.get(name) is not None:
+            raise ValueError(f"{name}: not taken here: {instead}")
+
+
+def check_token_ids(policy: nn.Module, tokenizer: Any, sets: Sequence[Any]) -> None:
+    """Refuses rows with token ids that the model has no embedding for, as where its tokenizer was enlarged.
+
+    Raises:
+        ValueError: names both sizes and the largest id.
+    """
+    config: Any = getattr(policy, "config", None)
+    size = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
+    if size is None or len(tokenizer) <= size:
+        return
+    largest = max((_largest_id(one) for one in sets if one is not None), default=-1)
+    if largest >= size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {size}: the rows hold token id "
+            f"{largest}. Is model.tokenizer that of the model? Otherwise resize_token_embeddings({len(tokenizer)}) and "
+            "save it first"
+        )
+
+
+def _largest_id(dataset: Any) -> int:
+    columns = [name for name in dataset.column_names if name.endswith("_ids")]
+    values = (pc.max(pc.list_flatten(dataset.data.column(name))).as_py() for name in columns)
+    return max((one for one in values if one is not None), default=-1)
 
 
 def build_loss(loss: LossLike) -> Loss:

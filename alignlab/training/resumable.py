@@ -74,6 +74,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             ValueError: the checkpoint is damaged, or of a run that this one cannot go on from, or may not unless
                 ``resume_with_changes`` says so; or another run is writing to the folder.
         """
+        if not any(one.requires_grad for one in self.model.parameters()):
+            raise ValueError(
+                "nothing of the model can be trained: no weight of it has a gradient (a frozen adapter? peft says "
+                "inference_mode: true, or the model was given with requires_grad_(False))"
+            )
         folder = Path(self._get_output_dir(trial))
         asked = self.args
         compiling = compiled_layers(self.model, asked.torch_compile_backend, asked.torch_compile_mode)
@@ -84,6 +89,19 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 agreed = self.args.resume_with_changes
                 self.differences = from_main(lambda: compare(Path(checkpoint), self.identity(), agreed))
             return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Says what to call instead: a preference loss has no predictions to return."""
+        raise ValueError("predict(): there are no predictions; evaluate() returns metrics, `alignlab eval --rows` rows")
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Names the key and the metrics that there are where the one that is asked for is none of them."""
+        try:
+            return bool(super()._determine_best_metric(metrics, trial))
+        except KeyError as error:
+            names = sorted(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+            asked = self.args.metric_for_best_model
+            raise ValueError(f"metric_for_best_model: there is no {asked!r}; found {', '.join(names)}") from error
 
     def _checked(self, asked: str | bool | None, folder: Path) -> str | None:
         """Returns the checkpoint to resume from, every file of it checked."""

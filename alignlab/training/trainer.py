@@ -29,6 +29,8 @@ from .assembly import (
     build_policy,
     build_step,
     build_sync,
+    check_given,
+    check_token_ids,
     settle_devices,
     settle_options,
     shared_layout,
@@ -84,6 +86,7 @@ class PreferenceTrainer(ResumableTrainer):
         model_options: ModelOptions | None = None,
         **kwargs: Any,
     ) -> None:
+        check_given(model, args, ref_model, kwargs)
         options = settle_options(model, model_options, args, peft_config)
         self.loss = build_loss(loss)
         self._told = describe_run(self.loss, args, options, peft_config)
@@ -92,6 +95,7 @@ class PreferenceTrainer(ResumableTrainer):
         self.loss.bind(self.data.facts)
         settle_devices(args)
         policy = build_policy(model, options, args, peft_config, self.data.train)
+        check_token_ids(policy, tokenizer, [self.data.train, *self.data.evaluations()])
         super().__init__(
             model=policy,
             args=args,

@@ -383,7 +383,7 @@ class TestProcesses:
                 folder.chmod(0o755)
         missing, refusal = out.splitlines()
         assert missing == "[2]"
-        assert "cannot lock the score cache: Permission denied; choose another folder with ALIGNLAB_CACHE" in refusal
+        assert "cannot lock the score cache: Permission denied; choose another folder with score" in refusal
         assert errors.count("Damaged score shard") == 1
         assert "cannot write 0.0 MB of scores: Permission denied" in errors.splitlines()[-1]
 
