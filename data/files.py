@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +36,7 @@ def read_file(path: Path, size: int) -> Iterator[Chunk]:
         raise ValueError(f"{path}: unknown kind of file; allowed are {', '.join(SUFFIXES)}, and .gz of the text ones")
     try:
         yield from reader(path, size)
-    except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut off
+    except (OSError, EOFError, zlib.error) as error:  # EOFError: a gzip file that was cut off
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from making import make_model, make_rows
@@ -175,7 +174,7 @@ def test_one_row_in_a_json_file_is_a_row(here, capsys):
 
 
 def test_python_objects_that_are_no_rows():
-    frame = pd.DataFrame([GOOD])
+    frame = Dataset.from_list([GOOD]).to_pandas()
     with pytest.raises(ValueError, match=r"no DataFrame; give datasets\.Dataset\.from_pandas\(frame\)"):
         open_sources(frame)
     with pytest.raises(ValueError, match="found a DatasetDict of train, test; give one of them"):
@@ -197,3 +196,18 @@ def test_what_the_stock_trainer_takes_and_this_one_does_not(tmp_path, tokenizer)
         PreferenceTrainer(make_model().requires_grad_(False), args, "dpo", **given).train()
     with pytest.raises(ValueError, match=r"predict\(\): there are no predictions; evaluate\(\) returns metrics"):
         PreferenceTrainer(model, args, "dpo", **given).predict(make_rows(2))
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_test_of_the_table_is_there():
+    page = (ROOT / "docs" / "hostile-input.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    files = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(named) > 25
+    assert named - set(re.findall(r"^def (test_\w+)", "\n".join(files), re.MULTILINE)) == set()
+
+
+def test_the_page_for_trls_users_knows_of_generation():
+    assert "eval_generations" in (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")

@@ -112,3 +112,13 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(config_path, tmp_path):
     words = ["--max_steps", str(reached + 2), "--resume_from_checkpoint", "auto"]
     assert main(["train", str(config_path), *words]) == 0
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == reached + 2
+
+
+def test_the_end_names_model_report_and_the_next_command(config_path, tmp_path, model_path, capsys):
+    assert main(["train", str(config_path), "--max_steps", "1"]) == 0
+    run, end = tmp_path / "run", capsys.readouterr().out.splitlines()[-3:]
+    assert end == [
+        f"model:   {run}",
+        f"report:  {run / 'report.html'}",
+        f"next:    alignlab eval {run} --reference {model_path} --data HELD_OUT.jsonl",
+    ]
