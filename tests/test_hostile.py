@@ -70,11 +70,13 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
 
 def hostile_configs() -> Iterator[dict[str, Any]]:
     """Yields the keys that make a good config a bad or a strange one."""
+    values: list[Any] = ["x\x1b[2J", -1, [], 1e400, {"a": None}]
+    blocks: list[Any] = [{"name": "\x00"}, {"name_or_path": "\x00", "train": ["\x00"]}, [], "x"]
     for key in ("max_steps", "learning_rate", "lr_scheduler_type", "optim", "report_to", "deepspeed", "seed", "fsdp"):
-        for value in ("x\x1b[2J", -1, [], 1e400, {"a": None}):
+        for value in values:
             yield {key: value}
     for block in ("loss", "model", "data", "peft", "scorers", "eval_judge"):
-        for value in ({"name": "\x00"}, {"name_or_path": "\x00", "train": ["\x00"]}, [], "x"):
+        for value in blocks:
             yield {block: value}
 
 
@@ -114,7 +116,11 @@ def test_half_a_hundred_hostile_configs(here: Path, capsys: Any, model_path: Pat
     """Each against train, score or plan, in turn; where one is good after all, a step is trained."""
     configs = list(hostile_configs())
     assert len(configs) >= 50
-    good = {"loss": {"name": "dpo"}, "model": {"name_or_path": str(model_path)}, "data": {"train": "rows.jsonl"}}
+    good: dict[str, Any] = {
+        "loss": {"name": "dpo"},
+        "model": {"name_or_path": str(model_path)},
+        "data": {"train": "rows.jsonl"},
+    }
     good |= {"max_steps": 1, "report": False, "save_strategy": "no", "overwrite_output_dir": True, "max_length": 32}
     for index, changes in enumerate(configs):
         Path("run.yaml").write_text(json.dumps(good | changes), encoding="utf-8")
