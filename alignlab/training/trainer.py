@@ -301,11 +301,12 @@ class PreferenceTrainer(ResumableTrainer):
         fillers count for nothing. A labelled loss on split pairs gets the pairs' margins and accuracy as well.
         """
         model, needs, found = self.model_wrapped, self.loss.needs, SetMetrics(self.data.groups)
+        main = self.is_world_process_zero()
         with evaluating(self.loss), evaluating(model):
             totals = None
             if needs.coupled == "step" and needs.totals_in_evaluation:
-                totals = self._step.totals(model, self._progress(dataloader, f"{description}: totals"))
-            for inputs in self._progress(dataloader, description):
+                totals = self._step.totals(model, self.progress.over(dataloader, f"{description}: totals", main))
+            for inputs in self.progress.over(dataloader, description, main):
                 inputs = self._prepare_inputs(inputs)
                 batch = self._step.scored(model, inputs, mismatched=needs.mismatched and totals is None)
                 if len(any_logps(batch)):
@@ -316,6 +317,3 @@ class PreferenceTrainer(ResumableTrainer):
             metrics |= self._answers(model, dataloader.dataset)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(gathered(found.rows)))
-
-    def _progress(self, dataloader: DataLoader[Any], description: str) -> Any:
-        return self.progress.over(dataloader, description, main=self.is_world_process_zero())
