@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -80,7 +80,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.live.stop()
         self.live = self.lines = None
 
-    def over(self, batches: Any, description: str, main: bool) -> Iterator[Any]:
+    def over(self, batches: Any, description: str, main: bool) -> Any:
         """Yields the batches of an evaluation; the live line, a bar or lines say how far it is."""
         total = len(batches)
         what = description.lower()
