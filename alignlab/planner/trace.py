@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from alignlab import models, scoring
 from alignlab.data import Mode, ScoredSequence, layout_fields
-from alignlab.scoring import FLAT, Head, UnsupportedModel
+from alignlab.scoring import FLAT, TREES, Head, UnsupportedAttention, UnsupportedModel, attention_caps
 
 from .four_bit import FourBitLinear, quantise
 
@@ -149,9 +150,11 @@ def trace_step(config: Any, shape: StepShape, shares: Mapping[str, float] | None
     Raises:
         ValueError: the model's code looks at values, or has no rules for tensors without storage.
     """
+    half = shape.compute is not None or shape.dtype.itemsize == 2
+    attention = TREES if half and shape.device == "cuda" else FLAT
     try:
-        return _trace(config, shape, shares, FLAT)
-    except UnsupportedModel:  # attention that packed rows cannot take: plain, padded rows
+        return _trace(_uncapped(config) if attention == TREES else config, shape, shares, attention)
+    except (UnsupportedModel, UnsupportedAttention):  # what packed rows cannot take: plain, padded rows
         return _trace(config, shape, shares, "eager")
     except (RuntimeError, NotImplementedError) as error:
         kind = getattr(config, "model_type", type(config).__name__)
@@ -160,6 +163,15 @@ def trace_step(config: Any, shape: StepShape, shares: Mapping[str, float] | None
             f"a {kind} model in {shape.dtype} cannot be planned, because its code does not run on tensors without "
             f"storage: {reason}"
         ) from error
+
+
+def _uncapped(config: Any) -> Any:
+    """Returns a config without a soft-cap of attention, beside which backward keeps what it keeps without one."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name in attention_caps(text):
+        setattr(text, name, None)
+    return config
 
 
 def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, attention: str) -> Traced:
@@ -172,8 +184,9 @@ def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, at
         weights = trace.now[WEIGHTS]
         layout = {
             name: fake.from_tensor(value) if isinstance(value, Tensor) else value
-            for name, value in _layout(shape, "flat" if attention == FLAT else "padded").items()
+            for name, value in _layout(shape, "padded" if attention == "eager" else "flat").items()
         }
+        layout["kernels"] = attention == TREES  # by the device that is planned for, not by that of fake tensors
         trained = [one for one in model.parameters() if one.requires_grad]
         for one in trained:
             one.register_post_accumulate_grad_hook(lambda weight: trace.rename(weight.grad, GRADIENTS))

@@ -5,9 +5,11 @@ Never here: a loss of preferences, a file, or a collective.
 
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
 from .head import LazyHead, head_of
+from .kernels import UnsupportedAttention
 from .liger import use_liger
 from .logits import Head
 from .packing import FLAT, TREES, UnsupportedModel, model_inputs
+from .planned import attention_caps
 from .positions import hidden_positions
 from .probe import base_of, choose_layout
 from .rounding import jolted
@@ -20,7 +22,9 @@ __all__ = [
     "Head",
     "LazyHead",
     "Router",
+    "UnsupportedAttention",
     "UnsupportedModel",
+    "attention_caps",
     "base_of",
     "choose_layout",
     "distributions",

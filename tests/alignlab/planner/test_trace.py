@@ -81,11 +81,29 @@ def test_models_that_packed_rows_cannot_take_are_planned_in_padded_ones() -> Non
     """Gemma 2 caps its attention scores: each of two completions carries its prompt, and the scores are kept."""
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     architecture = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
-    one, two = (
-        trace_step(architecture, StepShape(prompt=tokens, completion=tokens)).peak["activations"]
-        for tokens in (256, 512)
-    )
-    assert two > 3 * one  # more than twice: scores grow with the square of the length
+
+    def activations(tokens: int, **changes: Any) -> float:
+        shape = StepShape(prompt=tokens, completion=tokens, **changes)
+        return trace_step(architecture, shape).peak["activations"]
+
+    assert activations(512) > 3 * activations(256)  # more than twice: scores grow with the square of the length
+    packed = {"dtype": torch.bfloat16}  # on a GPU: FlexAttention over one flat row
+    assert activations(512, **packed) == pytest.approx(2 * activations(256, **packed), rel=0.02)
+    assert architecture.attn_logit_softcapping == 50.0
+
+
+@pytest.mark.parametrize("half", [{"compute": torch.bfloat16}, {"dtype": torch.float16}])
+def test_attention_in_half_precision_on_a_gpu_is_planned_without_masks(model_path: Path, half: Any) -> None:
+    """Twice the tokens take twice the memory; under the masks that a CPU or float32 have they take more."""
+    architecture = AutoConfig.from_pretrained(model_path)
+
+    def activations(tokens: int, **changes: Any) -> float:
+        shape = StepShape(**{"prompt": tokens, "completion": tokens, **changes})
+        return trace_step(architecture, shape).peak["activations"]
+
+    assert activations(2048, **half) == pytest.approx(2 * activations(1024, **half), rel=0.01)
+    assert activations(2048, **half, device="cpu") > 2.5 * activations(1024, **half, device="cpu")
+    assert activations(2048) > 2.5 * activations(1024)
 
 
 def test_a_mixture_of_experts_is_planned_where_its_kernel_has_rules_and_refused_where_not() -> None:
