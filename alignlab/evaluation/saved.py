@@ -132,7 +132,7 @@ def _named(option: str) -> Iterator[None]:
     """Says which option an error of loading is about."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{option}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 

@@ -137,7 +137,7 @@ def test_skipped_rows_are_written_aside_whole(tokenizer, tmp_path):
 def test_no_good_row_is_an_error_even_when_skipping(tokenizer):
     with pytest.raises(ValueError, match="no row is left to train on: 1 of 1 rows are bad:\n  row 0: chosen is empty"):
         run([{**PAIR, "chosen": ""}], tokenizer, on_bad_row="skip")
-    with pytest.raises(ValueError, match="no row is left to train on: 0 of 0 rows"):
+    with pytest.raises(ValueError, match="no row to train on: "):
         run(datasets.Dataset.from_dict({"prompt": []}), tokenizer)
 
 
