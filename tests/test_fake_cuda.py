@@ -60,6 +60,12 @@ def test_a_whole_step_runs_through_flash_attention_and_stays_on_the_device(step:
     }
 
 
+def test_soft_capped_attention_has_a_backward_there(found: dict[str, Any]) -> None:
+    """Of FlexAttention under a window: everything has its shape and dtype, and the host waited for no number."""
+    whole, shared = (f"(631, {heads}, 64) torch.bfloat16 cuda:0" for heads in (8, 2))
+    assert found["soft-capped"] == [whole, whole, shared, shared]
+
+
 ERRORS = {
     "targets on the CPU": "at least two devices, cuda:0 and cpu",
     "offsets on the CPU": "at least two devices, cuda:0 and cpu",

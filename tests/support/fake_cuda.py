@@ -21,11 +21,13 @@ from making import make_tokenizer
 from pretend_runs import Runs, lora
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention as flex
 from transformers import TrainingArguments
 
+from alignlab.data import attention_plan
 from alignlab.runtime import unwrap
 from alignlab.scoring import TREES, forward, packing, planned
-from alignlab.scoring.kernels import cuda, ops, trees
+from alignlab.scoring.kernels import capped, cuda, ops, trees
 from alignlab.training import PreferenceTrainer
 
 Planted = tuple[Any, str, Callable[..., Any]]
@@ -81,6 +83,21 @@ class Step:
             kept = [one for state in run.optimizer.state.values() for name, one in state.items() if name != "step"]
             places = {str(one.device) for one in (part, norm, *(weight.grad for weight in weights), *kept)}
             return {**called, "places": sorted(places), "moments": len(kept)}
+
+
+def soft_capped() -> list[str]:
+    """Returns what FlexAttention with a soft-cap gives: the output, and the gradients of queries, keys and values."""
+    plan = attention_plan([[300, 90, 200], [1, 40]])
+    with (
+        patch.object(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True),
+        patch.object(capped, "_compiled", return_value=flex.flex_attention),
+        FakeTensorMode() as mode,
+    ):
+        plan = plan._replace(table=mode.from_tensor(plan.table).to("cuda"))
+        inputs = [torch.empty(631, n, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for n in (8, 2, 2)]
+        out = capped.capped_attention(inputs[0], inputs[1], inputs[2], plan, cap=50.0, window=60)
+        made = [out, *torch.autograd.grad(out, inputs, torch.empty_like(out))]
+        return [f"{tuple(one.shape)} {one.dtype} {one.device}" for one in made]
 
 
 @contextmanager
@@ -162,7 +179,7 @@ def main(out: Path) -> None:
     runs = Runs(make_tokenizer(), out.parent)
     made = {name: Step(runs, **options) for name, options in STEPS.items()}
     planted = {name: Step(runs, "dpo", half=True) for name in MISTAKES}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"soft-capped": soft_capped()}
     for name, step in made.items():
         found[name] = step.take()
     for name, step in planted.items():
