@@ -128,9 +128,10 @@ def flex_capped(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, scale: float
     Args:
         q: ``[1, H, T, D]``; ``k`` and ``v``: ``[1, G, T, D]``.
     """
+    limit = torch.full((), cap, device=q.device)  # a number that changes, a twin's to the model's, does not compile
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
+        return limit * torch.tanh(score / limit)
 
     options: dict[str, Any] = {"score_mod": capped, "block_mask": blocks, "scale": scale, "enable_gqa": True}
     if q.device.type == "cuda":
