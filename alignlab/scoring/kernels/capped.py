@@ -100,7 +100,7 @@ def capped_attention(
 ) -> Tensor:
     """Returns softmax(c tanh(scale q k^T / c)) v over what each token sees in its tree, ``[T, H, Dv]``.
 
-    Flash attention as torch carries it has no such cap. On a GPU FlexAttention has, compiled once for all lengths:
+    Flash attention as torch carries it has no such cap. On a GPU FlexAttention has, compiled for all lengths:
     no mask is made or kept. On a CPU it has no backward; scores are made whole there, for checks and short rows.
     Source of the cap: Gemma 2 (2024), section 2; of the kernel: FlexAttention (Dong et al. 2024).
 

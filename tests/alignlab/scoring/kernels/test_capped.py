@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 from alignlab.data import attention_plan
-from alignlab.scoring.kernels import UnsupportedAttention, block_mask, capped_attention
+from alignlab.scoring.kernels import UnsupportedAttention, block_mask, capped, capped_attention
 from alignlab.scoring.kernels.capped import BLOCK, flex_capped
 from alignlab.scoring.packing import tree_mask
 
@@ -140,3 +143,27 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(UnsupportedAttention, match="a plan of 12 tokens for a row of 11"):
         capped_attention(q[1:], k[1:], v[1:], plan, cap=CAP)
     assert capped_attention(q, k, v[..., :4], plan, cap=CAP).shape == (12, 4, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler (c++), found none")
+def test_few_compiled_kernels_take_every_length_window_and_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap captured as a number would stop the compiler where it changes, as from a twin's to its model's."""
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(flex_attention, dynamic=True, backend=counter)
+    monkeypatch.setattr(capped, "flex_attention", compiled)
+    counts = []
+    with torch.no_grad():
+        for trees, window, cap in (
+            ([[130, 7, 250]], None, 1.0),
+            ([[300, 20], [5, 5, 5]], 60, 50.0),
+            ([[177, 33, 12]], 20, 0.7),
+        ):
+            plan = attention_plan(trees)
+            q, k, v = (torch.randn(1, heads, plan.tokens, 16) for heads in (4, 2, 2))
+            out = flex_capped(q, k, v, block_mask(plan, window), 0.25, cap)
+            expected = capped.dense_capped(q.double(), k.double(), v.double(), allowed(trees, window), 0.25, cap)
+            assert (out - expected).abs().max() <= 2e-6 * expected.abs().max()
+            counts.append(counter.frame_count)
+    assert counts[1] == counts[2] <= 3, "graphs settle by the second row"
