@@ -242,14 +242,14 @@ def poisoned(batch: Pairs, beta: float = 0.5):
 
 
 def test_a_nan_loss_names_its_row_and_keeps_the_checkpoints(config: Path, tmp_path: Path) -> None:
-    """The seventh step of two micro-batches goes wrong; what was before it is kept, and goes on without the cause."""
+    """The seventh step goes wrong in both micro-batches; what was before it is kept, and goes on without the cause."""
     (tmp_path / "poisoned.py").write_text(POISONED, encoding="utf-8")
     loss = ["--loss", f"{{name: {tmp_path}/poisoned.py:poisoned}}"]
     life = begin(config, tmp_path, *loss, DRILL_SOUND="12")
     assert life.end() == 2
     (line,) = [line for line in life.log.splitlines() if line.startswith("alignlab: error: ")]
     rows = config.parent / "rows.jsonl"
-    assert re.fullmatch(rf"alignlab: error: the loss is not a finite number for {rows}:\d+", line)
+    assert re.fullmatch(rf"alignlab: error: the loss is not a finite number for {rows}:\d+, {rows}:\d+", line)
     run = tmp_path / "run"
     assert checkpoints(run) == [2, 4, 6]
     assert problem(run / "checkpoint-6") is None

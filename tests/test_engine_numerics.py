@@ -60,7 +60,7 @@ def first_step(folder: Path, name: str) -> dict[str, float]:
 
 
 def fingerprint(folder: Path, name: str) -> str:
-    (found,) = (one.name for one in (folder / "scores" / name).iterdir() if not one.name.startswith("."))
+    (found,) = (one.parent.name for one in (folder / "scores" / name).glob("*/meta.json"))
     return found
 
 

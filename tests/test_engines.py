@@ -131,7 +131,7 @@ def test_the_reference_has_one_fingerprint_under_every_engine(
 ) -> None:
     """On shards, too, it is the hash of the real weights, so scores made under one engine serve all."""
     one, found = (
-        {path.name for path in (run / "scores").iterdir() if not path.name.startswith(".")}
+        {path.parent.name for path in (run / "scores").glob("*/meta.json")}
         for run in (folder / "one", launched(engine))
     )
     assert len(one) == 3, "the model, its 4-bit form, and the mixture of experts"

@@ -109,7 +109,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(config_path, tmp_path):
     assert len(checkpoints) == 1
     reached = int(checkpoints[0].name.split("-")[1])
     assert 0 < reached < 100000
-    words = ["--max_steps", str(reached + 2), "--resume_from_checkpoint", "auto"]
+    words = ["--max_steps", str(reached + 2), "--resume_from_checkpoint", "auto", "--resume_with_changes", "true"]
     assert main(["train", str(config_path), *words]) == 0
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == reached + 2
 
