@@ -234,7 +234,8 @@ calls = 0
 
 def poisoned(batch: Pairs, beta: float = 0.5):
     global calls
-    calls += 1
+    logps = batch.chosen.sum_logps
+    calls += len(logps) == 2 and logps.dtype == torch.float32  # of the run, not of the check of a loss from a file
     loss = torch.nn.functional.softplus(-beta * (batch.chosen.sum_logps - batch.rejected.sum_logps))
     bad = (torch.arange(len(loss)) == 0) & (calls > int(os.environ.get("DRILL_SOUND", "1000")))
     return loss * torch.where(bad, float("nan"), 1.0)
