@@ -16,8 +16,8 @@ class SPIN(DPO):
 
     The previous iterate is the reference too, so sample the rejected completions from the very reference of the run.
     Rows do not say who wrote them. What can be seen is how likely they are under the reference: ``ref_nll/rejected``
-    (nats a token) of its own samples is its entropy, and usually below ``ref_nll/chosen``; where it is above, they hardly
-    are.
+    (nats a token) of its own samples is its entropy, and usually below ``ref_nll/chosen``; where it is above, they
+    hardly are.
 
     Args:
         beta: the paper's lambda, > 0: 0.1, and 5.0 in its last iteration.
