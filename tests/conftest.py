@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,12 @@ def model_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps tests out of the user's score cache."""
     monkeypatch.setenv("ALIGNLAB_CACHE", str(tmp_path / "scores"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """What a command makes of the log's level ends with its test."""
+    ours = logging.getLogger("alignlab")
+    before = ours.level
+    yield
+    ours.setLevel(before)

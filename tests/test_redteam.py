@@ -192,7 +192,7 @@ def test_what_the_stock_trainer_takes_and_this_one_does_not(tmp_path, tokenizer)
     for name in ("data_collator", "compute_metrics", "compute_loss_func"):
         with pytest.raises(ValueError, match=f"^{name}: not taken here: "):
             PreferenceTrainer(model, args, "dpo", **given, **{name: list})
-    with pytest.raises(ValueError, match="nothing of the model can be trained: no weight of it has a gradient"):
+    with pytest.raises(ValueError, match="model: no weight of it is trainable"):
         PreferenceTrainer(make_model().requires_grad_(False), args, "dpo", **given).train()
     with pytest.raises(ValueError, match=r"predict\(\): there are no predictions; evaluate\(\) returns metrics"):
         PreferenceTrainer(model, args, "dpo", **given).predict(make_rows(2))

@@ -74,11 +74,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             ValueError: the checkpoint is damaged, or of a run that this one cannot go on from, or may not unless
                 ``resume_with_changes`` says so; or another run is writing to the folder.
         """
-        if not any(one.requires_grad for one in self.model.parameters()):
-            raise ValueError(
-                "nothing of the model can be trained: no weight of it has a gradient (a frozen adapter? peft says "
-                "inference_mode: true, or the model was given with requires_grad_(False))"
-            )
         folder = Path(self._get_output_dir(trial))
         asked = self.args
         compiling = compiled_layers(self.model, asked.torch_compile_backend, asked.torch_compile_mode)

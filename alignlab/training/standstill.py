@@ -21,8 +21,9 @@ def check_moves(policy: nn.Module, args: PreferenceConfig, train: Any | None, ma
     """
     if not any(weight.requires_grad for weight in policy.parameters()):
         raise ValueError(
-            "model: no weight of it is trainable (requires_grad is false for all), so nothing would be learned; "
-            "unfreeze it, load an adapter with is_trainable=True, or give a new one with peft"
+            "model: no weight of it is trainable (requires_grad is false for all; an adapter may say inference_mode: "
+            "true), so nothing would be learned; unfreeze it, load an adapter with is_trainable=True, or give a new "
+            "one with peft"
         )
     if max_steps < 1:
         raise ValueError(

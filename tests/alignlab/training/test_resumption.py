@@ -146,11 +146,14 @@ def test_another_schedule_is_the_one_that_runs(tokenizer: Any, folder: Path) -> 
 
 
 def test_what_is_harmless_is_taken(tokenizer: Any, folder: Path) -> None:
-    """Intervals of logging and saving are those of the new config; four rows are also two and two."""
+    """Intervals of logging and saving are those of the new config; four rows are also two and two.
+
+    Step 3 is in the log as the last of the run before.
+    """
     changes: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     run, rates = resumed(tokenizer, folder, max_steps=7, logging_steps=1, save_steps=3, **changes)
     assert set(rates) == {4, 5, 6, 7}
-    assert [entry["step"] for entry in run.state.log_history if "loss" in entry] == [4, 5, 6, 7]
+    assert [entry["step"] for entry in run.state.log_history if "loss" in entry] == [3, 4, 5, 6, 7]
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (1, 2, 3, 6, 7)]
 
 
