@@ -127,11 +127,11 @@ def test_one_node(uninterrupted: Path) -> None:
     assert not list(uninterrupted.glob(".preflight*"))
 
 
-def resumed(run: Path, job: str, nodes: int = 1) -> bool:
-    """True if a restart of the job went on from a checkpoint before the last step; every node logs its steps."""
+def resumed(run: Path, job: str) -> bool:
+    """True if a restart of the job went on from a checkpoint before the last step; one rank of all logs the steps."""
     checkpoints = [int(re.sub(r"\D", "", path.name)) for path in run.glob("checkpoint-*")]
     restarted = (run / "logs" / f"train-{job}-restart-1.log").read_text().count("  loss ")
-    return 0 < min(checkpoints) < STEPS and restarted == nodes * (STEPS - min(checkpoints))
+    return 0 < min(checkpoints) < STEPS and restarted == STEPS - min(checkpoints)
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -171,12 +171,13 @@ def test_told_to_stop_it_requeues_itself_and_ends_as_if_never_stopped(uninterrup
 
 
 SLOW = """
-import os, time
+import os, time, torch
 from alignlab.losses.dpo import DPO
 
 class Slow(DPO):
     def forward(self, batch, totals=None):
-        time.sleep(0 if int(os.environ.get("SLURM_RESTART_COUNT", 0)) else 1.5)
+        of_the_run = batch.chosen.sum_logps.dtype == torch.float32  # a loss from a file is checked first, in float64
+        time.sleep(1.5 if of_the_run and not int(os.environ.get("SLURM_RESTART_COUNT", 0)) else 0)
         return super().forward(batch, totals)
 """
 
@@ -224,7 +225,7 @@ def test_many_nodes_under_zero2_stop_and_come_back_and_train_as_one_process_does
     engine = json.loads((run / "environment.json").read_text())["engine"]
     assert engine == {"class": "DeepSpeedEngine", "zero_stage": 2, "ranks": 2}
     assert "NodeList=n[1-2]" in slurm("scontrol", "show", "job", job)
-    assert resumed(run, job, nodes=2)
+    assert resumed(run, job)
     assert losses(run) == pytest.approx(losses(uninterrupted), abs=1e-4)
 
 
