@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,16 +15,17 @@ import pyarrow.compute as pc
 from .sources import open_sources
 
 _ROWS = 1000  # hashed at a time
-_BLOCK = 1 << 20  # bytes read at a time
+SETTLED = 2.0  # seconds after its last change from which a file's time of change tells any later one
 
 
-def sources_digest(source: Any) -> str:
+def sources_digest(source: Any, memory: Path) -> str:
     """Returns a hash over every byte of the files that a source of a config names, in the order of their paths.
 
     Data from the hub is known by its name alone.
 
     Args:
         source: paths, hub ids and mixtures.
+        memory: folder that remembers the hashes of files, so that none is read twice.
     """
     digest = blake2b(digest_size=16)
     for one in open_sources(source):
@@ -32,10 +36,36 @@ def sources_digest(source: Any) -> str:
             if not file.is_file():
                 digest.update(one.path.encode())
                 continue
-            with file.open("rb") as opened:
-                while block := opened.read(_BLOCK):
-                    digest.update(block)
+            digest.update(file_hash(file, memory))
     return digest.hexdigest()
+
+
+def file_hash(path: Path, memory: Path) -> bytes:
+    """Returns the hash of a file's bytes, which are read once for each state that the file is seen in.
+
+    Args:
+        memory: folder that remembers the hash under the file's path, size and times.
+    """
+    path = path.resolve()
+    state = path.stat()
+    seen = (str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    note = memory / hashlib.blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+    try:
+        known = bytes.fromhex(note.read_text())
+        if len(known) == 32:
+            return known
+    except (OSError, ValueError):
+        pass
+    began = time.time()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").digest()
+    if path.stat().st_mtime_ns == state.st_mtime_ns and began - state.st_mtime > SETTLED:
+        aside = note.with_suffix(f".{time.time_ns()}")
+        with suppress(OSError):  # a read-only cache: the file is read again
+            memory.mkdir(parents=True, exist_ok=True)
+            aside.write_text(found.hex())
+            aside.rename(note)
+    return found
 
 
 def rows_digest(dataset: Any) -> str:

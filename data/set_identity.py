@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from datetime import date
 from importlib.metadata import version
@@ -17,10 +15,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .files import files_of
+from .identity import file_hash
 from .options import DataOptions
 from .sources import Source, is_saved_dataset
 
-SETTLED = 2.0  # seconds after its last change from which a file's time of change tells any later one
 NOT_CONTENT = ("rejected_rows",)  # options that say where something is written, not what
 
 
@@ -62,9 +60,9 @@ def _content(source: Source, memory: Path) -> Iterator[bytes]:
     elif path.is_dir():
         files = sorted(path.rglob("*")) if is_saved_dataset(path) else files_of(path)
         for file in (file for file in files if file.is_file()):
-            yield str(file.relative_to(path)).encode() + _file_hash(file, memory)
+            yield str(file.relative_to(path)).encode() + file_hash(file, memory)
     elif path.exists():
-        yield _file_hash(path, memory)
+        yield file_hash(path, memory)
     else:
         loaded = source.load_hub()
         names = [Path(file["filename"]).parts[-4:] for file in getattr(loaded, "cache_files", [])]
@@ -80,30 +78,6 @@ def _rows(rows: Any) -> Iterator[bytes]:
         return
     for row in rows:
         yield repr(row).encode("utf-8", "backslashreplace")
-
-
-def _file_hash(path: Path, memory: Path) -> bytes:
-    """Returns the hash of a file's bytes, which are read once for each state that the file is seen in."""
-    path = path.resolve()
-    state = path.stat()
-    seen = (str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-    note = memory / hashlib.blake2b(repr(seen).encode(), digest_size=16).hexdigest()
-    try:
-        known = bytes.fromhex(note.read_text())
-        if len(known) == 32:
-            return known
-    except (OSError, ValueError):
-        pass
-    began = time.time()
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").digest()
-    if path.stat().st_mtime_ns == state.st_mtime_ns and began - state.st_mtime > SETTLED:
-        aside = note.with_suffix(f".{time.time_ns()}")
-        with suppress(OSError):  # a read-only cache: the file is read again
-            memory.mkdir(parents=True, exist_ok=True)
-            aside.write_text(found.hex())
-            aside.rename(note)
-    return found
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from .admin import cache_info, cache_prune, cache_verify
 from .entries import CacheEntry
 from .fingerprint import fingerprint_model
 from .fingerprint_files import fingerprint_path
-from .prepared import PreparedSets
+from .prepared import PreparedSets, file_memory
 from .store import COLUMN, ScoreCache, ScoreStore, default_root
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "cache_prune",
     "cache_verify",
     "default_root",
+    "file_memory",
     "fingerprint_model",
     "fingerprint_path",
 ]

@@ -87,16 +87,7 @@ def cache_prune(
         if limit is not None and not limit >= 0:
             raise ValueError(f"{name} must not be negative, found {limit}")
     entries = cache_info(root)
-    chosen = {_complete(prefix, [entry.fingerprint for entry in entries]) for prefix in fingerprints}
-    if older_than_days is not None:
-        oldest = time.time() - older_than_days * SECONDS_PER_DAY
-        chosen |= {entry.fingerprint for entry in entries if entry.last_used.timestamp() < oldest}
-    if max_gb is not None:
-        kept = 0.0
-        for entry in (entry for entry in entries if entry.fingerprint not in chosen):  # most recently used first
-            kept += entry.megabytes
-            if kept > max_gb * 1000:
-                chosen.add(entry.fingerprint)
+    chosen = _named(entries, older_than_days, max_gb, fingerprints)
     removed = [entry for entry in entries if entry.fingerprint in chosen]
     if dry_run:
         return removed
@@ -110,6 +101,23 @@ def cache_prune(
     for folder in _stores(root):
         _remove_leftovers(root, folder)
     return removed
+
+
+def _named(
+    entries: list[CacheEntry], older_than_days: float | None, max_gb: float | None, fingerprints: Sequence[str]
+) -> set[str]:
+    """Returns the fingerprints that any criterion of ``cache_prune`` names."""
+    chosen = {_complete(prefix, [entry.fingerprint for entry in entries]) for prefix in fingerprints}
+    if older_than_days is not None:
+        oldest = time.time() - older_than_days * SECONDS_PER_DAY
+        chosen |= {entry.fingerprint for entry in entries if entry.last_used.timestamp() < oldest}
+    if max_gb is not None:
+        kept = 0.0
+        for entry in (entry for entry in entries if entry.fingerprint not in chosen):  # most recently used first
+            kept += entry.megabytes
+            if kept > max_gb * 1000:
+                chosen.add(entry.fingerprint)
+    return chosen
 
 
 def _stores(root: Path) -> list[Path]:

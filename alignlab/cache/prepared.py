@@ -32,6 +32,11 @@ ROUND = 30.0  # seconds between two words of who waits
 GROWTH = {".gz": 8.0, ".parquet": 5.0}  # a prepared set and its draft, in bytes of the source; 2.5 of plain text
 
 
+def file_memory(root: Path) -> Path:
+    """Returns the folder under a cache that remembers the hashes of source files."""
+    return root / FOLDER / ".files"
+
+
 class PreparedSets:
     """All prepared sets under one folder of the cache.
 
@@ -56,7 +61,7 @@ class PreparedSets:
         if isinstance(source, (list, tuple)) and len(source) <= IN_MEMORY_ROWS and _are_rows(source):
             return prepare(source, tokenizer, options, seed, self.progress, self.workers)
         sources = open_sources(source)
-        key = prepared_key(sources, tokenizer, options, seed, self.folder / ".files")
+        key = prepared_key(sources, tokenizer, options, seed, file_memory(self.folder.parent))
         folder = self.folder / key
         if not self._is_whole(folder):
             try:

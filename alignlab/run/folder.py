@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from alignlab.cache import default_root, file_memory
 from alignlab.checkpoints import holds_checkpoints
 from alignlab.config import HARMLESS, RunConfig, differences, read_yaml
 from alignlab.data import sources_digest
@@ -23,7 +24,8 @@ def data_digests(config: RunConfig) -> dict[str, str]:
     """Returns a hash of the files of each data set, by its name."""
     sets = config.data.eval if isinstance(config.data.eval, Mapping) else {"": config.data.eval}
     named = {"train": config.data.train} | {f"eval_{name}".rstrip("_"): one for name, one in sets.items() if one}
-    return {name: sources_digest(one) for name, one in named.items()}
+    root = config.training.get("data_cache_dir") or config.training.get("score_cache_dir") or default_root()
+    return {name: sources_digest(one, file_memory(Path(root))) for name, one in named.items()}
 
 
 def is_done(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> bool:

@@ -122,13 +122,7 @@ def check_reference(
     if not from_policy:
         logger.info("before the first step the policy is up to %.3g nats a token from the given reference", largest)
         return
-    limits = torch.stack([quiet.allowed(one.mask.sum(-1)) for one in sides.values()])
-    if tolerance is not None:
-        limits = torch.full_like(limits, tolerance)
-    counts = torch.stack([one.mask.sum(-1) for one in sides.values()])
-    whole = quiet.allowed(counts.sum()) if tolerance is None else limits.max()
-    if (distance * counts).sum() / counts.sum().clamp(min=1) > whole:
-        limits = limits.clamp(max=float(whole))
+    limits = _limits(distance, torch.stack([one.mask.sum(-1) for one in sides.values()]), quiet, tolerance)
     noise = torch.stack([(one.logps.detach() - quiet.of(name)).abs().max() for name, one in sides.items()]).max()
     if noise > limits.max():
         _say_noise()
@@ -145,6 +139,19 @@ def check_reference(
     if stop:
         raise ValueError(f"{message}. To train all the same, set allow_reference_mismatch: true")
     logger.warning(message)
+
+
+def _limits(distance: Tensor, counts: Tensor, quiet: Quiet, tolerance: float | None) -> Tensor:
+    """Returns how far each row may be from the reference, nats a token, ``[F, N]`` as the distances and token counts.
+
+    Where the micro-batch as a whole is farther than rounding explains, no row may be farther than that either.
+    """
+    if tolerance is not None:
+        return torch.full_like(distance, tolerance)
+    limits, whole = quiet.allowed(counts), quiet.allowed(counts.sum())
+    if (distance * counts).sum() / counts.sum().clamp(min=1) > whole:
+        limits = limits.clamp(max=float(whole))
+    return limits
 
 
 @cache

@@ -72,22 +72,29 @@ def _values(bench: Bench, folder: Path, shape: str, profile: Profile, options: d
     write_rows(folder / "rows.jsonl", [{**pair, "prompt": f"w{i} {words[0][3:]}"} for i in range(2 * profile.pairs)])
     model_options = {name.removeprefix("model."): value for name, value in options.items() if name.startswith("model.")}
     return {
-        "loss": {"name": "dpo"},
+        **run_values(bench, folder, "rows", profile),
         "model": {"name_or_path": str(folder / "model"), **model_options},
-        "data": {"train": str(folder / "rows.jsonl")},
-        "output_dir": str(folder / "run"),
-        "score_cache_dir": str(folder / "scores"),
         "max_steps": 2,
         "per_device_train_batch_size": profile.pairs,
-        "bf16": True,
         "gradient_checkpointing": False,
+        **{name: value for name, value in options.items() if not name.startswith("model.")},
+    }
+
+
+def run_values(bench: Bench, folder: Path, rows: str, profile: Profile) -> dict[str, Any]:
+    """Returns what the configs of measured runs share: DPO in bf16 on ``rows.jsonl`` of a folder, and nothing saved."""
+    return {
+        "loss": {"name": "dpo"},
+        "data": {"train": str(folder / f"{rows}.jsonl")},
+        "output_dir": str(folder / f"{rows}-run"),
+        "score_cache_dir": str(folder / "scores"),
+        "bf16": True,
         "max_length": 2 * profile.longest,
         "save_strategy": "no",
         "report": False,
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not bench.gpu,
-        **{name: value for name, value in options.items() if not name.startswith("model.")},
     }
 
 

@@ -40,29 +40,19 @@ def run(bench: Bench) -> list[dict[str, Any]]:
 
 def _row(bench: Bench, folder: Path, name: str) -> dict[str, Any]:
     """Trains one profile of lengths; returns its seconds, memory, and what the planner said."""
-    from gpu_parts.planned import planned, write_rows
+    from gpu_parts.planned import planned, run_values, write_rows
 
     profile = bench.profiles[name]
     pairs = profile.pairs * profile.accumulation
     write_rows(folder / f"{name}.jsonl", common.make_rows(profile, pairs * (WARM_UP + STEPS)))
     values = {
-        "loss": {"name": "dpo"},
+        **run_values(bench, folder, name, profile),
         "model": {"name_or_path": str(folder / "model"), "load_in_4bit": True},
         "peft": {"r": 16},
-        "data": {"train": str(folder / f"{name}.jsonl")},
-        "output_dir": str(folder / name),
-        "score_cache_dir": str(folder / "scores"),
         "max_steps": WARM_UP + STEPS,
         "per_device_train_batch_size": profile.pairs,
         "gradient_accumulation_steps": profile.accumulation,
         "gradient_checkpointing": True,
-        "bf16": True,
-        "max_length": 2 * profile.longest,
-        "save_strategy": "no",
-        "report": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": not bench.gpu,
     }
     row: dict[str, Any] = {"lengths": name, "pairs a step": pairs}
     with common.emptied(bench.device):
