@@ -251,7 +251,6 @@ def main() -> None:
     parser.add_argument("losses", nargs="*", help="losses to count; by default all, and the tables are written")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
-    from alignlab import losses
 
     heads = [
         head_counts(vocabulary, kl=kl, dtype=dtype)
@@ -264,7 +263,7 @@ def main() -> None:
         import zoo_ranks
 
         zoo_ranks.save_scorer(Path(folder))
-        for name in options.losses or losses.names():
+        for name in options.losses or zoo_ranks.NAMES:
             steps.append(micro_batch_counts(name, Path(folder)))
             print({key: value for key, value in steps[-1].items() if value != ""}, flush=True)
     for one in heads:

@@ -3,9 +3,10 @@
 Never here: a model, a file or a collective: a loss sees tensors.
 """
 
-from ._base import Batch, Facts, Labelled, Loss, LossOutput, Metrics, Needs, Pairs, Scored, Totals
+from ._base import Batch, Facts, Labelled, Listed, Loss, LossOutput, Metrics, Needs, Pairs, Totals
 from ._contract import CHECKS, check
 from ._registry import Description, build, describe, from_function, is_own, names
+from ._scored import Scored
 
 __all__ = [
     "CHECKS",
@@ -13,6 +14,7 @@ __all__ = [
     "Description",
     "Facts",
     "Labelled",
+    "Listed",
     "Loss",
     "LossOutput",
     "Metrics",

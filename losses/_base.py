@@ -6,104 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._returned import check_returned
+from ._scored import Scored
 
 Totals = dict[str, Tensor]
 Metrics = dict[str, tuple[Tensor, Tensor]]
-
-
-def where_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns ``values`` with exact zeros where ``mask`` is False, so that NaN and inf there change nothing.
-
-    Half precision is upcast to float32; float64 stays float64.
-    """
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
-
-
-def log_sigmoid(x: Tensor) -> Tensor:
-    """log(sigmoid(x)) = -softplus(-x), exact for large |x|."""
-    return -F.softplus(-x)
-
-
-@dataclass(eq=False)
-class Scored:
-    """N completions, scored token by token; position t holds the score of completion token t.
-
-    Attributes:
-        logps: ``[N, T]`` float, log-probabilities of the tokens under the policy, with gradient (nats).
-        mask: ``[N, T]`` bool, True where the token counts. Whatever stands under False changes nothing.
-        ref_logps: ``[N, T]`` float or None, the same under the reference, without gradient.
-        kl: ``[N, T]`` float or None, KL(reference || policy) over the whole vocabulary, with gradient.
-        prompt_logps: ``[N, P]`` float or None, log-probabilities of the prompt's tokens, with gradient.
-        prompt_mask: ``[N, P]`` bool or None.
-        second_moment: ``[N, T]`` float or None, log of the sum over the vocabulary of squared policy probabilities.
-        rewards: ``[N, K-1]`` float or None, explicit rewards of the other objectives, no gradient.
-        scorers: log-probabilities ``[N, T]`` under other frozen models, by name, no gradient.
-    """
-
-    logps: Tensor
-    mask: Tensor
-    ref_logps: Tensor | None = None
-    kl: Tensor | None = None
-    prompt_logps: Tensor | None = None
-    prompt_mask: Tensor | None = None
-    second_moment: Tensor | None = None
-    rewards: Tensor | None = None
-    scorers: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.mask.dtype != torch.bool:
-            raise ValueError(f"Scored.mask must be bool, found {self.mask.dtype}")
-        for name in ("mask", "ref_logps", "kl", "second_moment"):
-            other = getattr(self, name)
-            if other is not None and other.shape != self.logps.shape:
-                raise ValueError(
-                    f"Scored.{name} has shape {tuple(other.shape)}, but logps has {tuple(self.logps.shape)}"
-                )
-
-    @property
-    def lengths(self) -> Tensor:
-        """Number of tokens that count, ``[N]``, in the dtype of the log-probabilities (n in the formulas)."""
-        return self.mask.sum(-1).to(where_mask(self.logps, self.mask).dtype)
-
-    @property
-    def sum_logps(self) -> Tensor:
-        """Sum of the policy's log-probabilities over the tokens that count, ``[N]`` (L in the formulas)."""
-        return where_mask(self.logps, self.mask).sum(-1)
-
-    @property
-    def mean_logps(self) -> Tensor:
-        """``sum_logps / lengths``, ``[N]``."""
-        return self.sum_logps / self.lengths
-
-    @property
-    def sum_ref_logps(self) -> Tensor:
-        """Sum of the reference's log-probabilities, ``[N]``, detached (R in the formulas)."""
-        return where_mask(self.require("ref_logps").detach(), self.mask).sum(-1)
-
-    @property
-    def log_ratios(self) -> Tensor:
-        """``sum_logps - sum_ref_logps``, ``[N]`` (a for chosen, b for rejected in the formulas)."""
-        return self.sum_logps - self.sum_ref_logps
-
-    @property
-    def sum_kl(self) -> Tensor:
-        """Sequence KL(reference || policy), ``[N]`` (K in the formulas)."""
-        return where_mask(self.require("kl"), self.mask).sum(-1)
-
-    def require(self, name: str) -> Tensor:
-        """Returns the optional tensor ``name`` or says that the loss was not given what it declared."""
-        value = getattr(self, name)
-        if value is None:
-            raise ValueError(f"this loss needs Scored.{name}, and none was given: does its `needs` declare it?")
-        assert isinstance(value, Tensor)
-        return value
 
 
 @dataclass(eq=False)
@@ -155,7 +64,34 @@ class Labelled:
         return self.completions.logps.shape[0]
 
 
-Batch = Pairs | Labelled
+@dataclass(eq=False)
+class Listed:
+    """N lists, each of up to K completions of one prompt.
+
+    A list of fewer than K completions has holes, anywhere: a hole is a completion that has no tokens. What ``scores``
+    holds there, NaN included, changes nothing, and neither does the order of a list's completions.
+
+    Attributes:
+        completions: scores of ``[N, K, T]`` tokens; ``prompt_logps`` and ``prompt_mask`` are ``[N, P]``, once a list.
+        scores: ``[N, K]`` float, how good each completion is, higher is better; equal ones are tied.
+        group, weight: as in ``Pairs``.
+    """
+
+    completions: Scored
+    scores: Tensor
+    group: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.completions.logps.shape[0]
+
+    @property
+    def present(self) -> Tensor:
+        """``[N, K]`` bool, False at holes."""
+        return self.completions.mask.any(-1)
+
+
+Batch = Pairs | Labelled | Listed
 
 
 def pairs_of(batch: Batch) -> Pairs:
@@ -172,6 +108,13 @@ def labelled_of(batch: Batch) -> Labelled:
     return batch
 
 
+def lists_of(batch: Batch) -> Listed:
+    """Returns ``batch`` if it holds lists, else raises ValueError."""
+    if not isinstance(batch, Listed):
+        raise ValueError(f"this loss ranks lists, and was given {type(batch).__name__}")
+    return batch
+
+
 @dataclass(eq=False)
 class LossOutput:
     """What a loss returns.
@@ -179,7 +122,7 @@ class LossOutput:
     Attributes:
         loss: ``[N]``, differentiable; its mean over the global batch of the optimiser step is the objective.
         chosen_rewards, rejected_rewards: ``[N]`` detached implicit rewards of pairs.
-        rewards: ``[N]`` detached implicit rewards of labelled completions.
+        rewards: detached implicit rewards of labelled completions, ``[N]``, or of lists, ``[N, K]``; any at holes.
         metrics: name -> (sum, count), both 0-dim and detached; the trainer adds both over rows, ranks and steps.
     """
 
@@ -195,7 +138,7 @@ class Needs:
     """What a loss must be given; the trainer reads this and never asks a loss its name.
 
     Attributes:
-        data: "pairs" or "labelled".
+        data: "pairs", "labelled" or "lists".
         ref_logps: the reference's per-token log-probabilities.
         kl: KL(reference || policy) at each position over the whole vocabulary; implies a live reference.
         mismatched: for labelled losses, the completion of another prompt.
@@ -215,7 +158,7 @@ class Needs:
             whole set; False spares a pass where state alone is used.
     """
 
-    data: Literal["pairs", "labelled"] = "pairs"
+    data: Literal["pairs", "labelled", "lists"] = "pairs"
     ref_logps: bool = False
     kl: bool = False
     mismatched: bool = False
@@ -278,7 +221,7 @@ class Loss(nn.Module):
             ValueError: it is not of the right type, shape, device or has no gradient; names file, line and class.
         """
         out: LossOutput = super().__call__(batch, totals)
-        like = batch.completions.logps if isinstance(batch, Labelled) else batch.chosen.logps
+        like = batch.chosen.logps if isinstance(batch, Pairs) else batch.completions.logps
         check_returned(self, out, like, output_type=LossOutput)
         return out
 

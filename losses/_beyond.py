@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Pairs, Scored, where_mask
+from ._base import Pairs
+from ._scored import Scored, where_mask
 from .dpo import DPO
 
 

@@ -10,8 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._base import Batch, Labelled, Loss, LossOutput, Totals
-from ._examples import ROWS, completions, example_batch, example_facts, mapped, pollute, take
+from ._base import Batch, Labelled, Listed, Loss, LossOutput, Totals
+from ._examples import (
+    HOLE,
+    LIST,
+    ROWS,
+    completions,
+    example_batch,
+    example_facts,
+    fill,
+    mapped,
+    pollute,
+    rearranged,
+    take,
+)
 from ._returned import REWARDS, faults, place
 
 
@@ -33,8 +45,9 @@ def check(loss: Loss) -> list[Finding]:
     Where ``forward`` returns what no other check could look at, only that is found.
 
     Checked: shapes and dtypes, detached rewards and metrics, finite values and gradients at extremes, half precision,
-    gradients against finite differences in float64, invariance to padding, row order and garbage under the mask,
-    totals that add over rows, a pure forward, state that survives a round trip. ``loss`` itself is left as it is.
+    gradients against finite differences in float64, invariance to padding, row order, garbage under the mask, and to
+    the order and the holes of lists, totals that add over rows, a pure forward, state that survives a round trip.
+    ``loss`` itself is left as it is.
     """
     if unusable := _unusable(loss):
         return unusable
@@ -128,12 +141,7 @@ def finite(loss: Loss) -> Iterator[str]:
     """Values and gradients are finite for certain, impossible and very long completions in float32."""
     for policy, reference in ((-1e-8, -50.0), (0.0, 0.0), (-50.0, -1e-8), (-1e3, -1e3)):
         batch = example_batch(loss.needs, dtype=torch.float32)
-        sides = ((policy, reference), (reference, policy), (-1.0, -1.0))
-        for scored, (own, other) in zip(completions(batch), sides, strict=False):
-            with torch.no_grad():
-                scored.logps.fill_(own)
-                if scored.ref_logps is not None:
-                    scored.ref_logps.fill_(other)
+        fill(batch, policy, reference)
         out, gradients = _gradients(loss, batch)
         if not out.loss.isfinite().all():
             yield f"loss {out.loss.tolist()} for log-probabilities {policy:g} under the policy, {reference:g} elsewhere"
@@ -195,8 +203,8 @@ def padding(loss: Loss) -> Iterator[str]:
         if message := _differs(out.loss, expected.loss):
             yield f"{garbage} under the mask changes the loss to {message}"
         for name, found in gradients.items():
-            kept = found[:, : slopes[name].shape[1]]
-            if _differs(kept, slopes[name]) or found[:, slopes[name].shape[1] :].any():
+            width = slopes[name].shape[-1]
+            if _differs(found[..., :width], slopes[name]) or found[..., width:].any():
                 yield f"{garbage} under the mask changes the gradient of {name}"
 
 
@@ -211,6 +219,27 @@ def row_order(loss: Loss) -> Iterator[str]:
         expected = expected[order]
     if message := _differs(found, expected):
         yield f"shuffled rows give {message}"
+
+
+def lists(loss: Loss) -> Iterator[str]:
+    """The completions of a list in another order, and holes between them, change neither losses nor gradients."""
+    batch = example_batch(loss.needs)
+    if not isinstance(batch, Listed):
+        return
+    expected, slopes = _gradients(loss, batch)
+    orders = {"order": [2, 0, 3, 1], "holes": [HOLE, 0, 1, HOLE, 2, 3]}
+    for name, order in orders.items():
+        out, gradients = _gradients(loss, rearranged(batch, order))
+        kept = [order.index(place) for place in range(LIST)]
+        if message := _differs(out.loss, expected.loss):
+            yield f"{name} of a list's completions: the loss is {message}"
+        if out.rewards is not None and expected.rewards is not None:
+            seen = batch.present
+            if message := _differs(out.rewards[:, kept][seen], expected.rewards[seen]):
+                yield f"{name} of a list's completions: a reward is {message}"
+        for leaf, found in gradients.items():
+            if message := _differs(found[:, kept] if found.dim() > 2 else found, slopes[leaf]):
+                yield f"{name} of a list's completions: the gradient of {leaf} is {message}"
 
 
 def totals_add(loss: Loss) -> Iterator[str]:
@@ -277,6 +306,7 @@ CHECKS: dict[str, Callable[[Loss], Iterator[str]]] = {
     "gradient": gradient,
     "padding": padding,
     "row order": row_order,
+    "lists": lists,
     "totals": totals_add,
     "state": state,
 }

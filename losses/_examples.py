@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Labelled, Needs, Pairs, Scored
+from ._base import Batch, Facts, Labelled, Listed, Needs, Pairs
+from ._scored import Scored
 
-ROWS, TOKENS, GROUPS = 8, 6, ("small", "middle", "large")
+ROWS, LIST, TOKENS, GROUPS = 8, 4, 6, ("small", "middle", "large")
+
+HOLE = -1  # where ``rearranged`` puts a completion that is not there
 
 
 def example_facts(needs: Needs) -> Facts:
@@ -22,25 +25,29 @@ def example_facts(needs: Needs) -> Facts:
 
 
 def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
-    """Returns random completions of 1 to 6 tokens with all that ``needs`` asks for, and nothing else."""
+    """Returns random completions of 1 to 6 tokens with all that ``needs`` asks for, and nothing else.
+
+    Lists have 2 to 4 completions, holes in between, and every third one has a tie.
+    """
     draw = torch.Generator().manual_seed(seed)
+    shape = (rows, LIST) if needs.data == "lists" else (rows,)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
     def scored() -> Scored:
-        lengths = torch.randint(1, TOKENS + 1, (rows, 1), generator=draw)
-        logps = -normal(rows, TOKENS).abs() - 0.1
+        lengths = torch.randint(1, TOKENS + 1, (*shape, 1), generator=draw)
+        logps = -normal(*shape, TOKENS).abs() - 0.1
         return Scored(
             logps=logps.requires_grad_(),
             mask=torch.arange(TOKENS) < lengths,
-            ref_logps=(logps.detach() + 0.5 * normal(rows, TOKENS)).clamp(max=-0.01) if needs.ref_logps else None,
-            kl=normal(rows, TOKENS).abs().requires_grad_() if needs.kl else None,
+            ref_logps=(logps.detach() + 0.5 * normal(*shape, TOKENS)).clamp(max=-0.01) if needs.ref_logps else None,
+            kl=normal(*shape, TOKENS).abs().requires_grad_() if needs.kl else None,
             prompt_logps=(-normal(rows, 3).abs() - 0.1).requires_grad_() if needs.prompt_logps else None,
             prompt_mask=torch.ones(rows, 3, dtype=torch.bool) if needs.prompt_logps else None,
-            second_moment=-normal(rows, TOKENS).abs() if needs.second_moment else None,
-            rewards=normal(rows, needs.rewards) if needs.rewards else None,
-            scorers={name: -normal(rows, TOKENS).abs() for name in needs.scorers},
+            second_moment=-normal(*shape, TOKENS).abs() if needs.second_moment else None,
+            rewards=normal(*shape, needs.rewards) if needs.rewards else None,
+            scorers={name: -normal(*shape, TOKENS).abs() for name in needs.scorers},
         )
 
     low = normal(rows).abs() % 0.5
@@ -53,8 +60,20 @@ def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dt
     columns = {name: known[name] for name in needs.columns if name in known}
     if needs.data == "pairs":
         return Pairs(scored(), scored(), gold=scored() if needs.gold else None, **columns)
+    if needs.data == "lists":
+        return _listed(scored(), normal(*shape), columns)
     mismatched = _detached(scored()) if needs.mismatched else None
     return Labelled(scored(), torch.arange(rows) % 3 > 0, mismatched, **columns)
+
+
+def _listed(scored: Scored, values: Tensor, columns: dict[str, Tensor]) -> Listed:
+    """Returns lists of 4, 3 and 2 completions in turn, those of 3 with a tie; scores lie in (0, 1)."""
+    row, place = torch.arange(len(values))[:, None], torch.arange(LIST)
+    scored.mask &= ((place + row) % LIST >= row % 3)[..., None]
+    scores = values.sigmoid()
+    tied = (place == (2 - row) % LIST) & (row % 3 == 1)
+    scores = torch.where(tied, scores.gather(1, (1 - row) % LIST), scores)
+    return Listed(scored, scores, **columns)
 
 
 def take(batch: Batch, rows: Tensor) -> Batch:
@@ -69,8 +88,21 @@ def completions(batch: Batch) -> Iterator[Scored]:
         yield batch.gold
 
 
+def fill(batch: Batch, policy: float, reference: float) -> None:
+    """Writes log-probabilities: one completion likely where the other is not, and a third between them."""
+    sides = ((policy, reference), (reference, policy), (-1.0, -1.0))
+    for index, scored in enumerate(completions(batch)):
+        places = range(LIST) if isinstance(batch, Listed) else [index]
+        for place in places:
+            at = (slice(None), place) if isinstance(batch, Listed) else ()
+            with torch.no_grad():
+                scored.logps[at] = sides[place % 3][0]
+                if scored.ref_logps is not None:
+                    scored.ref_logps[at] = sides[place % 3][1]
+
+
 def mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Returns the batch with ``change`` applied to every tensor that has a row per completion."""
+    """Returns the batch with ``change`` applied to every tensor of it."""
 
     def apply(value: object) -> object:
         if isinstance(value, Scored):
@@ -93,14 +125,31 @@ def _detached(scored: Scored) -> Scored:
 
 def pollute(scored: Scored, garbage: float) -> None:
     """Appends two masked positions, and writes ``garbage`` wherever the mask is False."""
-    pad = torch.zeros(len(scored.mask), 2)
-    mask = torch.cat([scored.mask, pad.bool()], dim=1)
+    pad = torch.zeros(*scored.mask.shape[:-1], 2)
+    mask = torch.cat([scored.mask, pad.bool()], dim=-1)
     for name in ("logps", "ref_logps", "kl", "second_moment"):
         value = getattr(scored, name)
         if value is not None:
-            polluted = torch.cat([value.detach(), pad.to(value)], dim=1).masked_fill(~mask, garbage)
+            polluted = torch.cat([value.detach(), pad.to(value)], dim=-1).masked_fill(~mask, garbage)
             setattr(scored, name, polluted.requires_grad_(value.requires_grad))
     scored.scorers = {
-        name: torch.cat([value, pad.to(value)], 1).masked_fill(~mask, garbage) for name, value in scored.scorers.items()
+        name: torch.cat([value, pad.to(value)], dim=-1).masked_fill(~mask, garbage)
+        for name, value in scored.scorers.items()
     }
     scored.mask = mask
+
+
+def rearranged(batch: Listed, order: list[int]) -> Listed:
+    """Returns lists with their completions in ``order``, and NaN, not counted, at each ``HOLE``; new leaves."""
+    places = torch.tensor(order)
+
+    def change(values: Tensor) -> Tensor:
+        if values.shape[:2] != batch.scores.shape:
+            return values.clone()
+        taken = values[:, places.clamp(min=0)]
+        hole = (places == HOLE).reshape(-1, *[1] * (values.dim() - 2))
+        return taken.masked_fill(hole, False if values.dtype == torch.bool else float("nan"))
+
+    changed = mapped(batch, change)
+    assert isinstance(changed, Listed)
+    return changed

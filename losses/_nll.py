@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Metrics, Scored, Totals, where_mask
+from ._base import Batch, Metrics, Totals
 from ._rows import row_metric, row_weights, weighted_total
+from ._scored import Scored, where_mask
 
 Reduction = Literal["token", "example", "sum"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import LossOutput, Metrics, Pairs, Scored
+from ._base import LossOutput, Metrics, Pairs
+from ._scored import Scored
 
 
 def pair_output(pairs: Pairs, loss: Tensor, beta: float, metrics: Metrics | None = None) -> LossOutput:

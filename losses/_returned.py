@@ -23,8 +23,8 @@ def check_returned(loss: Any, out: Any, like: Tensor, *, output_type: type) -> N
 
     Args:
         loss: the loss, which the message names by file, line and class. out: what its ``forward`` returned.
-        like: log-probabilities ``[N, T]`` of the batch: the loss must have N rows, on their device, and a gradient
-            where they have one.
+        like: log-probabilities ``[N, T]`` of the batch, ``[N, K, T]`` of lists: the loss must have N rows, on their
+            device, and a gradient where they have one; rewards are one number a completion.
         output_type: ``LossOutput``.
 
     Raises:
@@ -44,7 +44,7 @@ def faults(out: Any, like: Tensor, output_type: type) -> Iterator[str]:
     for name in REWARDS:
         rewards = getattr(values, name)
         if rewards is not None and not _fits(rewards, like):
-            yield f"{name} must be None or a tensor [{len(like)}] on {like.device}, found {_found(rewards)}"
+            yield f"{name} must be None or a tensor {list(like.shape[:-1])} on {like.device}, found {_found(rewards)}"
     if not isinstance(values.metrics, dict):
         yield f"metrics must be a mapping of names to (sum, count), found {_found(values.metrics)}"
         return
@@ -81,7 +81,7 @@ def _metric_faults(name: Any, metric: Any, like: Tensor) -> Iterator[str]:
 
 
 def _fits(value: Any, like: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == like.shape[:1] and value.device == like.device
+    return isinstance(value, Tensor) and value.shape == like.shape[:-1] and value.device == like.device
 
 
 def _found(value: Any) -> str:

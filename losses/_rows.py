@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, where_mask
+from ._base import Batch
+from ._scored import where_mask
 
 
 def mean_metric(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._base import LossOutput, Needs, Pairs, Scored
+from ._base import LossOutput, Needs, Pairs
 from ._checks import check_non_negative
+from ._scored import Scored
 from .dpo import DPO
 
 EXPONENT = 80.0  # exp of more than this overflows float32 once it is scaled

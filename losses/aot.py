@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Pairs, Totals, pairs_of
 from ._checks import check_interval, check_positive
 from ._output import pair_output
 from ._rows import row_weights
+from ._scored import log_sigmoid
 
 
 class AOT(Loss):

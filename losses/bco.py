@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, labelled_of, log_sigmoid
+from ._base import Batch, Loss, LossOutput, Needs, Totals, labelled_of
 from ._checks import check_positive
 from ._rows import row_weights, weighted_total
+from ._scored import log_sigmoid
 
 
 class BCO(Loss):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_positive
 from ._output import pair_output
+from ._scored import log_sigmoid
 
 
 class BCOPair(Loss):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_interval, check_non_negative, check_positive
 from ._output import pair_output
 from ._rows import row_weights, weighted_total
+from ._scored import log_sigmoid
 
 LOWEST_BETA = 1e-3
 

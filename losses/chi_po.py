@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_positive
+from ._scored import log_sigmoid
 
 EXPONENT = 80.0  # exp of more than this overflows float32 once it is scaled
 

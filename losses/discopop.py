@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import log_sigmoid
 from ._checks import check_interval
 from ._margin import MarginLoss
+from ._scored import log_sigmoid
 
 
 class DiscoPOP(MarginLoss):

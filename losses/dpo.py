@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ._base import log_sigmoid
 from ._checks import check_interval
 from ._margin import MarginLoss
+from ._scored import log_sigmoid
 
 
 class DPO(MarginLoss):

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative, check_positive
 from ._output import pair_output
 from ._rows import row_metric
+from ._scored import log_sigmoid
 
 
 class DPOP(Loss):

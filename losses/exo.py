@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._base import log_sigmoid
 from ._margin import MarginLoss
+from ._scored import log_sigmoid
 
 
 class EXO(MarginLoss):

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._margin import MarginLoss, margin_base
+from ._scored import log_sigmoid
 from .dpo import DPO
 
 EXPONENT = 80.0  # exp of more than this overflows float32 once it is scaled

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, where_mask
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals
 from ._checks import check_interval, check_non_negative
 from ._rows import mean_metric, row_weights
+from ._scored import where_mask
 from .dpo import DPO
 
 

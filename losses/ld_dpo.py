@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Scored, Totals, log_sigmoid, pairs_of, where_mask
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_interval, check_positive
+from ._scored import Scored, log_sigmoid, where_mask
 
 
 class LDDPO(Loss):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Needs, Scored, Totals, pairs_of, where_mask
+from ._base import Batch, Facts, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative
 from ._margin import margin_base
 from ._rows import row_metric
+from ._scored import Scored, where_mask
 from .dpo import DPO
 
 

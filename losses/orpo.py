@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._odds import log_odds
 from ._output import mean_output
 from ._rows import row_metric
+from ._scored import log_sigmoid
 
 
 class ORPO(Loss):

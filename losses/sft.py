@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ._base import Batch, Labelled, Loss, LossOutput, Needs, Scored, Totals
+from ._base import Batch, Labelled, Loss, LossOutput, Needs, Totals, pairs_of
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
+from ._scored import Scored
 
 
 class SFT(Loss):
@@ -51,4 +52,4 @@ def _learned(batch: Batch) -> tuple[Scored, Tensor | None]:
     """Returns the completions to learn and, where not all are, which rows."""
     if isinstance(batch, Labelled):
         return batch.completions, batch.desirable
-    return batch.chosen, None
+    return pairs_of(batch).chosen, None

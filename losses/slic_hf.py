@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 
-from ._base import Batch, Loss, LossOutput, Needs, Scored, Totals, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._output import gold_of, sum_output
+from ._scored import Scored
 
 
 class SLiCHF(Loss):

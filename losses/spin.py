@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from ._base import Batch, Facts, LossOutput, Totals, pairs_of, where_mask
+from ._base import Batch, Facts, LossOutput, Totals, pairs_of
 from ._rows import row_metric
+from ._scored import where_mask
 from .dpo import DPO
 
 

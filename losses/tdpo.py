@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative, check_positive
 from ._rows import row_metric
+from ._scored import log_sigmoid
 
 
 class TDPO(Loss):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ._base import Batch, Loss, LossOutput, Needs, Totals, log_sigmoid, pairs_of
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_non_negative, check_positive
 from ._nll import Reduction, nll_metric, nll_rows, nll_totals
 from ._output import gold_of, mean_output, sum_output
+from ._scored import log_sigmoid
 
 
 class TPO(Loss):

@@ -85,7 +85,7 @@ def merged(needs: Sequence[Needs]) -> Needs:
     kinds = {need.data for need in needs}
     couplings = {need.coupled for need in needs} - {"none"}
     if len(kinds) > 1:
-        raise ValueError("parts must read the same kind of data, found pairs and labelled completions")
+        raise ValueError(f"parts must read the same kind of data, found {' and '.join(sorted(kinds))}")
     if len(couplings) > 1:
         raise ValueError("parts must be coupled over the same rows, found the optimiser step and the micro-batch")
     rewards = {need.rewards for need in needs if need.rewards}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Batch, Loss, LossOutput, Needs, Scored, Totals, log_sigmoid, pairs_of, where_mask
+from ._base import Batch, Loss, LossOutput, Needs, Totals, pairs_of
 from ._checks import check_positive
 from ._output import pair_output
 from ._rows import row_metric
+from ._scored import Scored, log_sigmoid, where_mask
 
 
 class WPO(Loss):

@@ -95,6 +95,8 @@ class TrainingData:
         if "prompt_ids" in (getattr(source, "column_names", None) or ()):
             return source
         args, needs = self.args, self.needs
+        if needs.data == "lists":
+            raise ValueError("loss: it ranks lists of completions, which the trainer does not read yet")
         options = DataOptions(
             kind=needs.data,
             mismatched=needs.mismatched,

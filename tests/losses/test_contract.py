@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import Loss, LossOutput, Needs, Pairs, Scored, _contract, _examples
+from alignlab.losses import Listed, Loss, LossOutput, Needs, Pairs, Scored, _contract, _examples
 
 VARIANTS = [
     {"name": "dpo", "smoothing": "robust", "label_smoothing": 0.2},
@@ -117,7 +117,40 @@ def test_undeclared_needs_are_found():
 
     findings = _contract.check(losses.from_function(careless))
     assert all("Scored.ref_logps" in finding.message for finding in findings)
-    assert len(findings) == len(_contract.CHECKS)
+    assert {finding.check for finding in findings} == _contract.CHECKS.keys() - {"lists"}, "no list, nothing to find"
+
+
+@pytest.mark.parametrize("how", ["first", "hole"])
+def test_a_breach_of_lists_is_found(how):
+    """A loss that knows the first completion of a list from the others, and one that counts the holes."""
+
+    def careless(batch):
+        ratios = batch.completions.log_ratios
+        return -ratios[:, 0] if how == "first" else -ratios.mean(1)
+
+    loss = losses.from_function(careless, needs=Needs(data="lists", ref_logps=True))
+    found = [str(finding) for finding in _contract.check(loss)]
+    expected = {"first": ["order", "holes"], "hole": ["holes"]}[how]
+    assert sorted({line.split(" of ")[0] for line in found}) == sorted(f"lists: {name}" for name in expected)
+
+
+def test_rewards_of_lists_are_one_a_completion():
+    def row_rewards(batch):
+        return LossOutput(-batch.completions.sum_logps.sum(1), rewards=torch.zeros(len(batch)))
+
+    loss = losses.from_function(row_rewards, needs=Needs(data="lists"))
+    with pytest.raises(ValueError, match=r"rewards must be None or a tensor \[8, 4\] on cpu, found a tensor \[8\]"):
+        loss(_examples.example_batch(loss.needs))
+
+
+def test_means_of_holes_are_zero_and_have_no_gradient():
+    """Means -1.5 and, of a hole, 0; the slopes are 1/2 on each token that counts, and 0 elsewhere."""
+    logps = torch.tensor([[[-1.0, -2.0], [float("nan"), -1.0]]], requires_grad=True)
+    scored = Scored(logps, torch.tensor([[[True, True], [False, False]]]))
+    assert scored.mean_logps.tolist() == [[-1.5, 0.0]]
+    (gradient,) = torch.autograd.grad(scored.mean_logps.sum(), [logps])
+    assert gradient.tolist() == [[[0.5, 0.5], [0.0, 0.0]]]
+    assert Listed(scored, torch.zeros(1, 2)).present.tolist() == [[True, False]]
 
 
 def test_check_leaves_the_loss_alone():
@@ -129,15 +162,15 @@ def test_check_leaves_the_loss_alone():
 
 @pytest.mark.parametrize("name", losses.names())
 def test_wrong_kind_of_batch_is_refused(name):
-    """A pairwise loss given labelled data, or the other way round, says so; sft takes both."""
-    loss = losses.build(name)
-    other = "labelled" if loss.needs.data == "pairs" else "pairs"
-    batch = _examples.example_batch(Needs(data=other, ref_logps=True))
-    if name == "sft":
-        assert loss(batch).loss.shape == (8,)
-        return
-    with pytest.raises(ValueError, match=r"compares pairs|reads labelled|needs"):
-        _contract.prepared(loss)(batch)
+    """A loss given another kind of rows than it declares says so; sft takes pairs and labelled rows."""
+    loss = _contract.prepared(losses.build(name))
+    for other in {"pairs", "labelled", "lists"} - {loss.needs.data}:
+        batch = _examples.example_batch(Needs(data=other, ref_logps=True))
+        if name == "sft" and other != "lists":
+            assert loss(batch).loss.shape == (8,)
+            continue
+        with pytest.raises(ValueError, match=r"compares pairs|reads labelled|ranks lists|needs"):
+            loss(batch)
 
 
 def test_rows_of_weight_zero_count_nowhere():

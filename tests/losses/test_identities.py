@@ -68,8 +68,9 @@ def test_shift_of_policy_and_reference_cancels(name):
     before = loss(batch).loss
     with torch.no_grad():
         for scored in completions(batch):
-            scored.logps[:, 0] += 0.7 * torch.arange(8)
-            scored.ref_logps[:, 0] += 0.7 * torch.arange(8)
+            first = (slice(None), *[0] * (scored.logps.dim() - 1))
+            scored.logps[first] += 0.7 * torch.arange(8)
+            scored.ref_logps[first] += 0.7 * torch.arange(8)
             break
     moves = (loss(batch).loss - before).abs().max().item() > 1e-9
     assert moves == (name in {"rpo", "mpo", "weighted_sum", "aot", "hybrid_dpo", "wpo"})
