@@ -81,6 +81,8 @@ def layout_fields(
         target: ``[M]`` int64, the token predicted there.
         slot: ``[M]`` int64, where its score belongs in the flattened ``[F, N, T]``.
         mask: ``[F, N, T]`` bool, True where a token counts.
+        last: ``[F * N]`` int64, the index of each completion's last token that is not ``pad_id``, where a sequence
+            classifier of transformers reads its value; of a completion without any, of its prompt's.
         shares: ``[R, S]`` float32, in how many plain sequences the token would stand; 0 for padding.
     """
     names, count = list(fields), len(next(iter(fields.values())))
@@ -136,6 +138,14 @@ def balanced_rows(trees: Sequence[Tree], row_length: int) -> list[list[Tree]]:
     return rows
 
 
+def last_but(tokens: Ids, pad_id: int, otherwise: int) -> int:
+    """Returns the index of the last token that is not ``pad_id``; ``otherwise`` where there is none."""
+    index = len(tokens) - 1
+    while index >= 0 and tokens[index] == pad_id:
+        index -= 1
+    return index if index >= 0 else otherwise
+
+
 class _Canvas:
     """The arrays of a layout while trees are written into them."""
 
@@ -148,6 +158,8 @@ class _Canvas:
         self.position_ids = np.zeros((len(rows), self.width), dtype=np.int64)
         self.shares = np.zeros((len(rows), self.width), dtype=np.float32)
         self.mask = np.zeros((shape[0] * shape[1], self.depth), dtype=bool)
+        self.last = np.zeros(shape[0] * shape[1], dtype=np.int64)
+        self.pad_id = pad_id
         self.shape = (*shape, self.depth)
         self.predict: list[Ids] = []
         self.target: list[Ids] = []
@@ -164,7 +176,9 @@ class _Canvas:
         self.trees.append([row, start, *tree.lengths])
         self._put(row, start, prompt, 0, len(tree.completions))
         first = row * self.width + start
+        before_end = first + last_but(prompt, self.pad_id, 0)
         if tree.prompt_slot is not None:
+            self.last[tree.prompt_slot] = before_end
             positions = np.arange(1, len(prompt))
             self._need(first - 1 + positions, prompt, positions, tree.prompt_slot)
         for one, slot in zip(tree.completions, tree.slots, strict=True):
@@ -173,6 +187,8 @@ class _Canvas:
             before = row * self.width + end - 1 + positions
             before[positions == 0] = first + len(prompt) - 1  # the prompt's last token predicts every first one
             self._need(before, one.completion, positions, slot)
+            own = last_but(one.completion, self.pad_id, -1)
+            self.last[slot] = before_end if own < 0 else row * self.width + end + own
             end += len(one.completion)
 
     def _put(self, row: int, start: int, tokens: Ids, position: int, shares: int) -> None:
@@ -196,6 +212,7 @@ class _Canvas:
             "target": torch.from_numpy(np.concatenate(self.target).astype(np.int64)),
             "slot": torch.from_numpy(np.concatenate(self.slot)),
             "mask": torch.from_numpy(self.mask.reshape(self.shape)),
+            "last": torch.from_numpy(self.last),
             "shares": torch.from_numpy(self.shares),
         }
         if packed:

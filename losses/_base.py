@@ -133,6 +133,10 @@ class LossOutput:
     metrics: Metrics = field(default_factory=dict)
 
 
+# What a loss may need of a language model's head, or of a frozen one beside it.
+_LOG_PROBABILITIES = ("logps", "ref_logps", "kl", "mismatched", "prompt_logps", "second_moment", "scorers")
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a loss must be given; the trainer reads this and never asks a loss its name.
@@ -141,6 +145,9 @@ class Needs:
         data: "pairs", "labelled" or "lists".
         ref_logps: the reference's per-token log-probabilities.
         kl: KL(reference || policy) at each position over the whole vocabulary; implies a live reference.
+        logps: the policy's own log-probabilities; False for losses that read ``values`` instead.
+        values: how many numbers a value head must give each completion; a reward model has one. The model is then a
+            sequence classifier and has no log-probabilities.
         mismatched: for labelled losses, the completion of another prompt.
         prompt_logps: log-probabilities of the prompt's tokens.
         second_moment: log sum of squared policy probabilities at each position.
@@ -161,6 +168,8 @@ class Needs:
     data: Literal["pairs", "labelled", "lists"] = "pairs"
     ref_logps: bool = False
     kl: bool = False
+    logps: bool = True
+    values: int = 0
     mismatched: bool = False
     prompt_logps: bool = False
     second_moment: bool = False
@@ -172,6 +181,16 @@ class Needs:
     coupled: Literal["none", "step", "micro_batch"] = "none"
     totals_from: Literal["masks", "mismatched", "scores"] = "masks"
     totals_in_evaluation: bool = True
+
+    def __post_init__(self) -> None:
+        scored = [name for name in _LOG_PROBABILITIES if getattr(self, name)]
+        if self.values and scored:
+            raise ValueError(
+                f"needs.values: a model has a value head or a language model's, not both: {self.values} values go "
+                f"without {', '.join(scored)}"
+            )
+        if self.values < 0 or not (self.values or self.logps):
+            raise ValueError(f"needs: expected logps, or at least one of values, found values={self.values}")
 
     @property
     def reference(self) -> bool:
@@ -221,7 +240,7 @@ class Loss(nn.Module):
             ValueError: it is not of the right type, shape, device or has no gradient; names file, line and class.
         """
         out: LossOutput = super().__call__(batch, totals)
-        like = batch.chosen.logps if isinstance(batch, Pairs) else batch.completions.logps
+        like = (batch.chosen if isinstance(batch, Pairs) else batch.completions).leading
         check_returned(self, out, like, output_type=LossOutput)
         return out
 

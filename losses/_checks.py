@@ -29,3 +29,10 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
     return value
+
+
+def check_count(name: str, value: int) -> int:
+    """Returns ``value`` if it is a whole number >= 1, else raises ValueError naming the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, found {value!r}")
+    return value

@@ -67,7 +67,7 @@ def _unusable(loss: Loss) -> list[Finding]:
         out = prepared(loss).forward(batch, None)
     except Exception:
         return []  # each check says so, with the error that it meets
-    like = next(completions(batch)).logps
+    like = next(completions(batch)).leading
     return [Finding("shapes", f"{place(loss)}: {one}", fatal=True) for one in faults(out, like, LossOutput)]
 
 
@@ -93,7 +93,7 @@ def _leaves(batch: Batch) -> dict[str, Tensor]:
     return {
         f"{name}.{index}": value
         for index, scored in enumerate(completions(batch))
-        for name in ("logps", "kl", "prompt_logps")
+        for name in ("logps", "kl", "prompt_logps", "values")
         if (value := getattr(scored, name)) is not None and value.requires_grad
     }
 

@@ -39,7 +39,7 @@ def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dt
         lengths = torch.randint(1, TOKENS + 1, (*shape, 1), generator=draw)
         logps = -normal(*shape, TOKENS).abs() - 0.1
         return Scored(
-            logps=logps.requires_grad_(),
+            logps=logps.requires_grad_() if needs.logps else torch.full_like(logps, torch.nan),
             mask=torch.arange(TOKENS) < lengths,
             ref_logps=(logps.detach() + 0.5 * normal(*shape, TOKENS)).clamp(max=-0.01) if needs.ref_logps else None,
             kl=normal(*shape, TOKENS).abs().requires_grad_() if needs.kl else None,
@@ -47,6 +47,7 @@ def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dt
             prompt_mask=torch.ones(rows, 3, dtype=torch.bool) if needs.prompt_logps else None,
             second_moment=-normal(*shape, TOKENS).abs() if needs.second_moment else None,
             rewards=normal(*shape, needs.rewards) if needs.rewards else None,
+            values=normal(*shape, needs.values).requires_grad_() if needs.values else None,
             scorers={name: -normal(*shape, TOKENS).abs() for name in needs.scorers},
         )
 
@@ -96,7 +97,7 @@ def fill(batch: Batch, policy: float, reference: float) -> None:
         for place in places:
             at = (slice(None), place) if isinstance(batch, Listed) else ()
             with torch.no_grad():
-                scored.logps[at] = sides[place % 3][0]
+                scored.leading[at] = sides[place % 3][0]
                 if scored.ref_logps is not None:
                     scored.ref_logps[at] = sides[place % 3][1]
 

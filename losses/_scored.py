@@ -32,7 +32,8 @@ class Scored:
     In a batch of lists every ``[N, ...]`` here is ``[N, K, ...]``.
 
     Attributes:
-        logps: ``[N, T]`` float, log-probabilities of the tokens under the policy, with gradient (nats).
+        logps: ``[N, T]`` float, log-probabilities of the tokens under the policy, with gradient (nats); NaN, without
+            gradient, for a loss whose ``needs.logps`` is False.
         mask: ``[N, T]`` bool, True where the token counts. Whatever stands under False changes nothing.
         ref_logps: ``[N, T]`` float or None, the same under the reference, without gradient.
         kl: ``[N, T]`` float or None, KL(reference || policy) over the whole vocabulary, with gradient.
@@ -40,6 +41,7 @@ class Scored:
         prompt_mask: ``[N, P]`` bool or None.
         second_moment: ``[N, T]`` float or None, log of the sum over the vocabulary of squared policy probabilities.
         rewards: ``[N, K-1]`` float or None, explicit rewards of the other objectives, no gradient.
+        values: ``[N, V]`` float or None, what the outputs of a value head say of each completion, with gradient.
         scorers: log-probabilities ``[N, T]`` under other frozen models, by name, no gradient.
     """
 
@@ -51,6 +53,7 @@ class Scored:
     prompt_mask: Tensor | None = None
     second_moment: Tensor | None = None
     rewards: Tensor | None = None
+    values: Tensor | None = None
     scorers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,11 @@ class Scored:
                 raise ValueError(
                     f"Scored.{name} has shape {tuple(other.shape)}, but logps has {tuple(self.logps.shape)}"
                 )
+
+    @property
+    def leading(self) -> Tensor:
+        """What carries the gradient, a row each: the values where there are any, else the log-probabilities."""
+        return self.logps if self.values is None else self.values
 
     @property
     def lengths(self) -> Tensor:

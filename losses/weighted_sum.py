@@ -91,6 +91,9 @@ def merged(needs: Sequence[Needs]) -> Needs:
     rewards = {need.rewards for need in needs if need.rewards}
     if len(rewards) > 1:
         raise ValueError(f"parts must read the same number of explicit rewards, found {sorted(rewards)}")
+    values = {need.values for need in needs}
+    if len(values) > 1:
+        raise ValueError(f"parts must read the same number of values of a head, found {sorted(values)}")
     either: dict[str, Any] = {
         entry.name: any(getattr(need, entry.name) for need in needs) for entry in fields(Needs) if entry.type == "bool"
     }
