@@ -23,8 +23,8 @@ def check_returned(loss: Any, out: Any, like: Tensor, *, output_type: type) -> N
 
     Args:
         loss: the loss, which the message names by file, line and class. out: what its ``forward`` returned.
-        like: log-probabilities ``[N, T]`` or values ``[N, V]`` of the batch, ``[N, K, ...]`` of lists: the loss must have
-            N rows, on their device, and a gradient where they have one; rewards are one number a completion.
+        like: log-probabilities ``[N, T]`` or values ``[N, V]`` of the batch, ``[N, K, ...]`` of lists: the loss must
+            have N rows, on their device, and a gradient where they have one; rewards are one number a completion.
         output_type: ``LossOutput``.
 
     Raises:
