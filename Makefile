@@ -6,6 +6,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Files of tests are dealt out to one process a core, four at most, in the order of tests/conftest.py; WORKERS=0: no other process.
+WORKERS ?= logical
+SPREAD := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
@@ -16,11 +19,11 @@ demo: $(INSTALLED)
 	$(BIN)/alignlab demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 # What serves while one works: the rooms one by one, without what takes several ranks, kills or whole runs; under three minutes.
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow" tests/alignlab tests/data tests/losses tests/test_layout.py
+	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow" tests/alignlab tests/data tests/losses tests/test_layout.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,11 +1,16 @@
-"""Fixtures for every test: offline, a tokenizer, a saved tiny model, a score cache of one's own."""
+"""Fixtures for every test: offline, a tokenizer, a saved tiny model, caches of one's own; the longest files first."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and workers and the ranks that they start share cores
+# What libraries cache goes neither into the user's home nor into another worker's.
+_HOME = tempfile.TemporaryDirectory(prefix="alignlab-tests-")
+os.environ["HF_HOME"] = _HOME.name
 
 import logging
 from collections.abc import Iterator
@@ -14,6 +19,15 @@ from pathlib import Path
 import pytest
 from making import make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
+
+# A file is one worker's, so those of minutes come first; that of Slurm mostly waits.
+LONGEST = ("slurm_real", "engines", "drills", "zoo_trainer", "repro", "engine_numerics", "gpu_benchmark", "fsdp_lives")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one of them when the others are done."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

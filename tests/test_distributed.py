@@ -6,17 +6,16 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import BIN, DEEPSPEED, with_port
 from transformers import AutoModelForCausalLM
 
 from alignlab.cli.demo import prepare
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 
 
 def launch(command: list[str], config: Path, folder: Path, *options: str) -> dict[str, Any]:
@@ -34,7 +33,6 @@ def launch(command: list[str], config: Path, folder: Path, *options: str) -> dic
 def test_zero2_runs_the_demo_config(tmp_path: Path) -> None:
     """``deepspeed launch/train.py demo.yaml`` on two CPU ranks, to its evaluation and saved model."""
     prepare(tmp_path, seed=0)
-    deepspeed = [str(BIN / "deepspeed"), "--num_gpus", "2"]
     options = {
         "model.name_or_path": tmp_path / "untrained",
         "data.train": tmp_path / "train.jsonl",
@@ -46,7 +44,7 @@ def test_zero2_runs_the_demo_config(tmp_path: Path) -> None:
         "deepspeed": "zero2.json",
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    run = launch(deepspeed, Path("demo.yaml"), tmp_path / "dpo", *words)
+    run = launch(with_port(DEEPSPEED), Path("demo.yaml"), tmp_path / "dpo", *words)
     assert run["engine"] == {"class": "DeepSpeedEngine", "zero_stage": 2, "ranks": 2}
     assert len(run["losses"]) == 256
     assert run["losses"][0] == pytest.approx(math.log(2), abs=1e-3)

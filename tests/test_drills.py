@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from drill_lives import Life, losses_of
+from launching import free_port
 from making import make_rows
 
 from alignlab.checkpoints.early_stop import STOPPED_EARLY
@@ -304,10 +304,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(config: Pat
 
 def begin_ranks(config: Path, folder: Path, *words: str) -> list[Life]:
     """Two ranks of a run, as a launcher starts them, but with nobody who ends one when the other dies."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = ("--per_device_train_batch_size", "1", "--ddp_timeout", "20", *words)
     return [begin(config, folder, *words, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 

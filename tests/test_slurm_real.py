@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # DeepSpeed compiles with ninja
 }
 STEPS = 60
+SUBMITTED: list[str] = []  # other tests have jobs of their own
 
 
 def slurm(*words: str, folder: Path = ROOT, **variables: str) -> str:
@@ -52,7 +53,8 @@ def _real_slurm() -> Iterator[None]:
         assert os.environ.get("ALIGNLAB_TEST_SLURM", "0") in ("", "0"), reason
         pytest.skip(reason)
     yield
-    subprocess.run(["scancel", "--user", str(os.getuid())], timeout=60)
+    if SUBMITTED:
+        subprocess.run(["scancel", *SUBMITTED], timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def submit(folder: Path, template: str, *options: str, words: tuple[str, ...] = 
     """Submits a template with the tiny config; returns the job's number."""
     output = f"--output={folder}/%x-%j.log"
     command = ["sbatch", "--parsable", output, *ON_CPU, *options, str(LAUNCH / template), str(folder / "run.yaml")]
-    return slurm(*command, *words, folder=ROOT, **(ENVIRONMENT | variables))
+    SUBMITTED.append(slurm(*command, *words, folder=ROOT, **(ENVIRONMENT | variables)))
+    return SUBMITTED[-1]
 
 
 def logs(folder: Path) -> str:
@@ -250,6 +253,7 @@ def test_chain_scores_then_trains_then_evaluates(folder: Path) -> None:
     overrides = ["--score_cache_dir", str(cache), "--max_steps", "2"]
     words = [sys.executable, str(LAUNCH / "submit.py"), "chain", str(folder / "run.yaml"), *options, *overrides]
     jobs = dict(line.split() for line in slurm(*words, folder=folder, **ENVIRONMENT).splitlines())
+    SUBMITTED.extend(jobs.values())
     assert list(jobs) == ["score", "train", "eval"]
     assert f"Dependency=afterok:{jobs['score']}" in slurm("scontrol", "show", "job", jobs["train"])
     finish(jobs["score"], folder)

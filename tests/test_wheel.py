@@ -29,7 +29,7 @@ def python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "checkout"
     left_out = shutil.ignore_patterns(
-        ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
     )
     shutil.copytree(ROOT, copy, symlinks=True, ignore=left_out)
     # Without --sdist or --wheel, `build` makes the wheel from the sdist.

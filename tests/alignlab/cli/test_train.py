@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import free_port
 from making import make_rows
 from transformers import AutoModelForCausalLM
 
@@ -91,7 +92,7 @@ def test_two_ranks_under_torchrun_end_cleanly(config_path, tmp_path):
 @pytest.mark.slow
 def test_deepspeeds_launcher_may_put_the_local_rank_first(config_path, tmp_path):
     """It starts ``train.py --local_rank=0 CONFIG ...`` with the same in the environment."""
-    rank = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29712"}
+    rank = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     job = launch(sys.executable, str(ROOT / "launch" / "train.py"), "--local_rank=0", str(config_path), **rank)
     assert ended(job) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()

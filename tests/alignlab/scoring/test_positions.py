@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from launching import free_port
 from making import make_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -146,10 +146,7 @@ os._exit(0)
 @pytest.mark.slow
 def test_ddp_and_zero3_give_the_gradients_of_one_process() -> None:
     """Three steps, head tied and not: ZeRO-3 gathers the weight for forward and backward; DDP finds all parameters."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [sys.executable, "-c", ENGINES, str(Path(__file__).parents[2] / "support")]
     env = os.environ | ranks | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
