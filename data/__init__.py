@@ -15,6 +15,7 @@ from .keys import content_key, keys_of
 from .options import DataOptions
 from .page import write_page
 from .prepare import Prepared, prepare
+from .prompts import AskedPrompt, AskedPrompts, prompt_id, read_prompts
 from .rows_file import open_rows
 from .schema import BadRow, DataReport, RowError, SourceReport
 from .set_identity import prepared_key
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROMPT",
+    "AskedPrompt",
+    "AskedPrompts",
     "AttentionPlan",
     "BadRow",
     "CachedScores",
@@ -67,6 +70,8 @@ __all__ = [
     "prepare",
     "prepared_key",
     "printable",
+    "prompt_id",
+    "read_prompts",
     "render",
     "row_tokens",
     "rows_digest",

@@ -87,6 +87,19 @@ class ChatTemplate:
         )
         return rendering
 
+    def opening(self, row: Row) -> Rendering:
+        """Renders the prompt alone, up to where an answer begins; one that ends in an assistant's turn stays open.
+
+        Raises:
+            RowError: the template refuses the row.
+            ValueError: the tokenizer has no chat template.
+        """
+        if not row.is_conversational:
+            return Rendering(str(row.prompt), {}, True)
+        assert isinstance(row.prompt, list)
+        begun = row.prompt[-1]["role"] == "assistant"
+        return Rendering(self._text(row, self._template(row), row.prompt, not begun, begun)[0], {}, False)
+
     def _rendered(self, row: Row, template: str) -> Rendering:
         assert isinstance(row.prompt, list)
         completions: dict[str, list[Message]] = row.completions  # type: ignore[assignment]
@@ -168,14 +181,25 @@ class ChatTemplate:
         return found
 
     def _text(
-        self, row: Row, template: str, messages: list[Message], generation: bool
+        self, row: Row, template: str, messages: list[Message], generation: bool, begun: bool = False
     ) -> tuple[str, list[Span] | None]:
-        return self._texts(row, template, [messages], generation)[0]
+        return self._texts(row, template, [messages], generation, begun=begun)[0]
 
     def _texts(
-        self, row: Row, template: str, conversations: list[list[Message]], generation: bool, spans: bool = False
+        self,
+        row: Row,
+        template: str,
+        conversations: list[list[Message]],
+        generation: bool,
+        spans: bool = False,
+        begun: bool = False,
     ) -> list[tuple[str, list[Span] | None]]:
-        """Renders conversations of one row in one call; with ``spans`` also says what the template marks of each."""
+        """Renders conversations of one row in one call.
+
+        Args:
+            spans: also say what the template marks of each.
+            begun: leave the last turn open, for somebody to go on with.
+        """
         marks = spans and _GENERATION.search(template) is not None
         arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs, **row.template_kwargs}
         try:
@@ -185,6 +209,7 @@ class ChatTemplate:
                 chat_template=template,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=generation,
+                continue_final_message=begun,
                 **arguments,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # templates refuse in many ways

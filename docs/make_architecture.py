@@ -20,7 +20,7 @@ FLOORS = (
     ("training", "planner"),
     ("evaluation",),
     ("reference", "sampling", "judges"),
-    ("models", "report"),
+    ("models", "report", "answers"),
     ("scoring", "config", "checkpoints"),
     ("cache", "runtime", "metrics"),
     ("losses", "data"),

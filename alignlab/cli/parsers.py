@@ -26,3 +26,13 @@ def with_examples(*examples: str, text: str = "") -> dict[str, Any]:
     """Returns what an ``ArgumentParser`` is given so that its help ends with examples, after ``text``."""
     lines = ([text, ""] if text else []) + ["examples:", *(f"  {example}" for example in examples)]
     return {"epilog": "\n".join(lines), "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def both_ways(parser: Any) -> Callable[..., None]:
+    """Returns ``add_argument`` for options that may be written ``--top-p`` and, as in a config, ``--top_p``."""
+
+    def add(name: str, **options: Any) -> None:
+        spelled = [name, name.replace("-", "_").replace("__", "--", 1)] if "-" in name[2:] else [name]
+        parser.add_argument(*spelled, **options)
+
+    return add

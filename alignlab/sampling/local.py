@@ -59,6 +59,7 @@ def sample_answers(
     *,
     max_new_tokens: int = 128,
     batch_size: int = 16,
+    bent: Sequence[LogitsProcessor] = (),
 ) -> list[ScoredSequence]:
     """Returns one answer to each prompt (token ids), sampled from the model's own distribution, or greedy.
 
@@ -68,6 +69,7 @@ def sample_answers(
     Args:
         seeds: of each answer, which then depends on its own seed alone, whatever batch or rank it is drawn in; or one
             seed for the whole call, where the batch matters; None decodes greedily.
+        bent: what the logits go through before the noise: a temperature, a nucleus; by default nothing.
 
     Raises:
         ValueError: the tokenizer and the model name no EOS token, so that no answer would ever end.
@@ -85,7 +87,7 @@ def sample_answers(
                 input_ids=inputs.to(device),
                 attention_mask=_left_padded([[1] * len(prompt) for prompt in batch], 0).to(device),
                 generation_config=config,
-                logits_processor=LogitsProcessorList(noise),
+                logits_processor=LogitsProcessorList([*bent, *noise]),
             )
             rows = output[:, inputs.shape[1] :].tolist()
             answers += [_answer(prompt, row, ends) for prompt, row in zip(batch, rows, strict=True)]

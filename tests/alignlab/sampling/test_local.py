@@ -35,7 +35,7 @@ def test_noise_makes_the_greedy_choice_a_sample() -> None:
 def test_an_answer_depends_on_its_own_seed_alone(policy: Any, dataset: Any, tokenizer: Any) -> None:
     """Batches of one or of seven, or another order, draw the same answers; another seed does not."""
     prompts = list(dataset.with_format("numpy")["prompt_ids"])
-    options = {"max_new_tokens": 12}
+    options: dict[str, Any] = {"max_new_tokens": 12}
 
     def drawn(seeds: list[int], order: list[int], **more: Any) -> dict[int, list[int]]:
         answers = sample_answers(policy, tokenizer, [prompts[i] for i in order], seeds, **options, **more)

@@ -1,0 +1,90 @@
+"""What a file or a folder was made of, written last: done is only what matches, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignlab.checkpoints import write_whole
+
+FORMAT = "alignlab-made-1"
+
+
+class Made:
+    """The manifest of one step's output: what went in, what came out.
+
+    Holds no time and no machine, so that the same step leaves the same bytes wherever and however often it is begun.
+
+    Args:
+        manifest: where it is written. The outputs that it names lie in the same folder.
+        of: what the outputs depend on, as plain values: options, and hashes of what was read.
+    """
+
+    def __init__(self, manifest: Path, of: Mapping[str, Any]) -> None:
+        self.manifest, self.of = manifest, json.loads(json.dumps(dict(of), default=str))
+
+    def is_done(self) -> bool:
+        """True where a manifest says that this was made, and all of it is still what was written."""
+        found = self.read()
+        return found.get("of") == self.of and not self.damages(found)
+
+    def others(self) -> list[str]:
+        """Returns what tells the output that is there from this one, a line each; none where none is there."""
+        found = self.read().get("of", {})
+        keys = [key for key in {**found, **self.of} if found and found.get(key) != self.of.get(key)]
+        return [f"{key}: {_short(found.get(key))} -> {_short(self.of.get(key))}" for key in keys]
+
+    def damages(self, found: Mapping[str, Any] | None = None) -> list[str]:
+        """Returns what is wrong with the outputs, a line each."""
+        wrong = []
+        for name, digest in (found or self.read()).get("outputs", {}).items():
+            path = self.manifest.parent / name
+            if not path.is_file():
+                wrong.append(f"{path} is missing")
+            elif file_digest(path) != digest:
+                wrong.append(f"{path} is not what was written")
+        return wrong
+
+    def read(self) -> dict[str, Any]:
+        """Returns the manifest; empty where there is none that can be read."""
+        try:
+            found: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and found.get("format") == FORMAT else {}
+
+    def finish(self, outputs: Iterable[Path], account: Mapping[str, Any] | None = None) -> None:
+        """Says that all is whole.
+
+        Args:
+            outputs: files in the manifest's folder, or below it. account: what became of what went in.
+        """
+        folder = self.manifest.parent
+        digests = {one.relative_to(folder).as_posix(): file_digest(one) for one in sorted(outputs)}
+        text = {"format": FORMAT, "of": self.of, "outputs": digests, "account": dict(account or {})}
+        write_whole(self.manifest, json.dumps(text, indent=1) + "\n")
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What became of what went in, as the manifest says."""
+        found: dict[str, Any] = self.read().get("account", {})
+        return found
+
+
+def made_beside(output: Path, of: Mapping[str, Any]) -> Made:
+    """Returns the manifest of a single file, which stands beside it."""
+    return Made(output.with_name(f"{output.name}.made.json"), of)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

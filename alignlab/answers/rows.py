@@ -1,0 +1,107 @@
+"""The rows of an answers file: a line a prompt, with all its answers, their tokens, seeds and scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer to a prompt.
+
+    Attributes:
+        text: without special tokens. ids: its tokens, EOS among them; None where nobody said them.
+        finished: whether it ended by itself. None: nobody said.
+        logp: log-probability of ``ids`` under the model as it is (temperature 1, nothing cut off), in nats, rounded to
+            four decimals; None where the tokens are not known, or nobody scored them.
+        seed: what it was drawn with; None where an engine has none for each answer.
+        scores: by the name of a judge; None where that judge did not judge it.
+    """
+
+    text: str
+    ids: list[int] | None = None
+    finished: bool | None = None
+    logp: float | None = None
+    seed: int | None = None
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class AnswerRow:
+    """A prompt with its answers.
+
+    Attributes:
+        prompt_id: of its content. prompt: text or messages, as the data has it. prompt_ids: its tokens.
+        model: fingerprint of the model that answered, or its name at an address. engine: what ran it.
+        round: of a loop; 1 for answers drawn once.
+        answers: in the order of their seeds.
+        human, human_ids: what a person answered, where the data has it.
+        group: of the prompt, where the data has one.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    prompt_ids: list[int]
+    model: str
+    engine: str
+    round: int
+    answers: list[Answer]
+    human: str | None = None
+    human_ids: list[int] | None = None
+    group: str | None = None
+
+
+_ROW = TypeAdapter(AnswerRow)
+
+
+def as_line(row: AnswerRow) -> bytes:
+    """Returns a row as a line of JSON; what nobody said is left out, but for scores, where null says unjudged."""
+    values = {key: value for key, value in asdict(row).items() if value is not None}
+    values["answers"] = [{key: one for key, one in part.items() if one is not None} for part in values["answers"]]
+    return orjson.dumps(values) + b"\n"
+
+
+def write_answers(path: Path, rows: Iterable[AnswerRow]) -> int:
+    """Writes rows aside, forces them to disk and renames: the whole file, or what was there; returns how many."""
+    aside, count = path.with_name(f".{path.name}.{os.getpid()}"), 0
+    try:
+        with aside.open("wb") as file:
+            for count, row in enumerate(rows, 1):  # noqa: B007 (the last one counts)
+                file.write(as_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def read_answers(path: str | Path) -> Iterator[AnswerRow]:
+    """Yields the rows of an answers file.
+
+    Raises:
+        ValueError: there is no such file, or a line of it is no row of answers; names file, line and field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of answers; `alignlab sample` writes one")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield _ROW.validate_python(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "the line"
+                raise ValueError(f"{path}:{number}: {where}: {first['msg']}; is this a file of answers?") from error
