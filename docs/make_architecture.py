@@ -22,7 +22,7 @@ FLOORS = (
     ("reference", "sampling", "judges"),
     ("models", "report", "answers"),
     ("scoring", "config", "checkpoints"),
-    ("cache", "runtime", "metrics"),
+    ("cache", "runtime", "metrics", "remote"),
     ("losses", "data"),
     ("configs",),
 )

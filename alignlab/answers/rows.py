@@ -46,6 +46,8 @@ class AnswerRow:
         answers: in the order of their seeds.
         human, human_ids: what a person answered, where the data has it.
         group: of the prompt, where the data has one.
+        judges: of each name in ``scores``, ``by``: which judge that was, ``kind``: what its scores are, "reward" on a
+            scale of its own, or "wins", shares of comparisons that were won.
     """
 
     prompt_id: str
@@ -58,6 +60,7 @@ class AnswerRow:
     human: str | None = None
     human_ids: list[int] | None = None
     group: str | None = None
+    judges: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 _ROW = TypeAdapter(AnswerRow)

@@ -47,10 +47,19 @@ class Shards:
                 f"--output: {self.output} was made of something else ({'; '.join(others[:3])}); "
                 "choose another file, or delete it"
             )
-        if self.output.exists() and not self.made.read():
-            raise ValueError(f"--output: {self.output} is there, and nothing says what it is; choose another file")
+        if self.output.exists() and not self.made.is_done():
+            why = "; ".join(self.made.damages()) or "nothing says what it is"
+            raise ValueError(f"--output: {self.output} is there, and {why}; choose another file, or delete it")
+        self.begin()
+
+    def begin(self) -> None:
+        """Makes room for shards beside a file that may be there, and be completed by them.
+
+        Raises:
+            ValueError: other work was begun there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with self.lock():
             known = self.folder / _OF
             if not known.is_file():
                 write_whole(known, json.dumps(self.made.of, indent=1) + "\n")
@@ -92,17 +101,39 @@ class Shards:
         """
         if not self.folder.exists():
             return self.made.is_done()
-        with FileLock(self.folder / ".lock"):
+        with self.lock():
             if self.made.is_done():
                 pass
             elif len(self._done()) < self.rows:
                 return False
             else:
-                counts: Counter[str] = Counter(answers=0, finished=0, unfinished=0, tokens=0)
-                write_answers(self.output, self._in_order(counts))
+                counts = self._put_together()
                 self.made.finish([self.output], {**account, **counts})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
         return True
+
+    def take(self) -> bool:
+        """Puts the file together in the place of the one that is there, if all shards are; whoever asked says so."""
+        with self.lock():
+            if len(self._done()) < self.rows:
+                return False
+            self._put_together()
+        return True
+
+    def lock(self) -> FileLock:
+        """Returns what one process at a time may hold."""
+        return FileLock(self.folder / ".lock")
+
+    def close(self) -> None:
+        """Deletes the shards."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _put_together(self) -> dict[str, Any]:
+        """Writes the file; returns the numbers of its answers, and of those that each judge scored and did not."""
+        counts: Counter[str] = Counter(answers=0, finished=0, unfinished=0, tokens=0)
+        judged: dict[str, Counter[str]] = {}
+        write_answers(self.output, self._in_order(counts, judged))
+        return {**counts, **({"judged": {name: dict(one) for name, one in judged.items()}} if judged else {})}
 
     def _done(self) -> dict[int, tuple[Path, int]]:
         """Where each row lies that is there: its shard, and the line in it."""
@@ -113,7 +144,7 @@ class Shards:
             found |= {row: (path, line) for line, row in enumerate(rows)}
         return found
 
-    def _in_order(self, counts: Counter[str]) -> Iterator[AnswerRow]:
+    def _in_order(self, counts: Counter[str], judged: dict[str, Counter[str]]) -> Iterator[AnswerRow]:
         opened: tuple[Path, list[AnswerRow]] | None = None
         for _, (path, line) in sorted(self._done().items()):
             if opened is None or opened[0] != path:
@@ -124,6 +155,10 @@ class Shards:
                 counts["finished"] += one.finished is True
                 counts["unfinished"] += one.finished is False
                 counts["tokens"] += len(one.ids or ())
+                for name, score in one.scores.items():
+                    judged.setdefault(name, Counter(judged=0, unjudged=0))[
+                        "unjudged" if score is None else "judged"
+                    ] += 1
             yield row
 
 

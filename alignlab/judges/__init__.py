@@ -3,7 +3,8 @@
 Never here: the policy: a judge sees texts.
 """
 
+from .answers import judge_answers
 from .build import build_judge
 from .judge import DISAGREE, Comparison, Judge, Prompt, Verdict
 
-__all__ = ["DISAGREE", "Comparison", "Judge", "Prompt", "Verdict", "build_judge"]
+__all__ = ["DISAGREE", "Comparison", "Judge", "Prompt", "Verdict", "build_judge", "judge_answers"]

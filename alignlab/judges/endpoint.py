@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import LimitReached, Limits, UnknownCost
-from .client import ChatClient, ClientOptions, Refused, Unanswered, Unreachable, check_positive
+from alignlab.remote import (
+    ChatClient,
+    ClientOptions,
+    LimitReached,
+    Limits,
+    Refused,
+    Unanswered,
+    UnknownCost,
+    Unreachable,
+    check_positive,
+)
+
 from .judge import Comparison, Judge, Verdict, both_orders, prompt_text
 
 logger = logging.getLogger(__name__)
@@ -67,6 +78,11 @@ class Endpoint(Judge):
         check_positive(workers=options.workers)
         self.description = f"{options.model} at {self.client.url}"
         self._failures, self._stopped = 0, ""
+
+    def identity(self) -> str:
+        """Returns the model's name there, and what it is told."""
+        told = (self.options.model, self.options.instructions, dict(self.options.body or {}))
+        return f"{self.options.model} {hashlib.sha256(repr(told).encode()).hexdigest()[:32]}"
 
     def usage(self) -> dict[str, Any]:
         """Returns requests, tokens and cost so far, and why it stopped, if it did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from .judge import Comparison, Judge, Verdict, both_orders, by_rewards
+from .judge import Comparison, Judge, Prompt, Verdict, both_orders, by_rewards
 
 
 class FunctionJudge(Judge):
@@ -36,10 +37,45 @@ class FunctionJudge(Judge):
                 "and (prompt, one, other), a comparison"
             )
         self.compares = len(needed) == 3
+        self.kind = "wins" if self.compares else "reward"
+        self.failures, self.reason = 0, ""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Returns the function's verdicts."""
         return [self._compare(one) if self.compares else self._rewards(one) for one in comparisons]
+
+    def scores(self, prompt: Prompt, answers: Sequence[str]) -> list[float | None]:
+        """Returns the function's reward of each answer, or win rates where it compares.
+
+        A verifier may return True and False, which are 1 and 0. Where it raises, or returns None or no finite number,
+        the answer is unjudged; ``failures`` counts these, and keeps the first reason.
+        """
+        return super().scores(prompt, answers) if self.compares else [self._score(prompt, one) for one in answers]
+
+    def _score(self, prompt: Prompt, answer: str) -> float | None:
+        try:
+            value = self.function(prompt, answer)
+        except Exception as error:
+            return self._failed(f"{type(error).__name__}: {error}")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            return self._failed(f"it returned {value!r}")
+        return float(value)
+
+    def _failed(self, reason: str) -> None:
+        self.failures += 1
+        self.reason = self.reason or reason
+
+    def identity(self) -> str:
+        """Returns the name of the function, and a hash of the file that it stands in."""
+        try:
+            source = Path(inspect.getfile(self.function)).read_bytes()
+        except (OSError, TypeError):  # made on the spot, in a notebook say
+            return self.description
+        return f"{getattr(self.function, '__name__', '')} {hashlib.sha256(source).hexdigest()[:32]}"
+
+    def usage(self) -> dict[str, Any]:
+        """Returns how many answers it failed on, and the first reason."""
+        return {"failures": self.failures, "first_failure": self.reason} if self.failures else {}
 
     def _rewards(self, one: Comparison) -> Verdict:
         rewards = [self._number(one.prompt, text) for text in (one.answer, one.reference)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Prompt = str | list[dict[str, Any]]  # as the data has it: text, or messages
+Kind = Literal["reward", "wins"]  # of scores: on a scale of the judge's own, or shares of comparisons that were won
 
 DISAGREE = "the orders disagree"
 
@@ -44,6 +45,30 @@ class Judge:
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Returns one verdict for each comparison, in order."""
         raise NotImplementedError
+
+    kind: Kind = "wins"
+
+    def scores(self, prompt: Prompt, answers: Sequence[str]) -> list[float | None]:
+        """Returns how good each of K answers to one prompt is; None for one that was not judged.
+
+        Judges that give rewards give those. Judges that compare give win rates, P_i = mean over j != i of P(i beats j),
+        over the comparisons that were judged; equal texts tie, and are not asked about.
+        """
+        wins: list[list[float]] = [[] for _ in answers]
+        couples = [(i, j) for i in range(len(answers)) for j in range(i)]
+        asked = [couple for couple in couples if answers[couple[0]] != answers[couple[1]]]
+        verdicts = self([Comparison(prompt, answers[i], answers[j]) for i, j in asked]) if asked else []
+        outcomes = {couple: verdict.outcome for couple, verdict in zip(asked, verdicts, strict=True)}
+        for i, j in couples:
+            outcome = outcomes.get((i, j), 0.5)
+            if outcome is not None:
+                wins[i].append(outcome)
+                wins[j].append(1 - outcome)
+        return [sum(one) / len(one) if one else None for one in wins]
+
+    def identity(self) -> str:
+        """Returns what tells this judge from any other, wherever its files lie."""
+        return self.description
 
     def usage(self) -> dict[str, Any]:
         """Returns what judging has cost so far, where it costs anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from alignlab.cache import fingerprint_model
 from alignlab.models import pad_token_id, torch_dtype
 from alignlab.runtime import unsharded
 
@@ -38,6 +40,8 @@ class RewardModel(Judge):
         path: folder or hub id.
     """
 
+    kind = "reward"
+
     def __init__(self, path: str, options: RewardOptions = RewardOptions()) -> None:
         self.description = f"reward model {path}"
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right", truncation_side="left")
@@ -48,12 +52,25 @@ class RewardModel(Judge):
         self.pad = pad_token_id(self.tokenizer)
         model.config.pad_token_id = self.pad  # it reads the reward at the last token that is not padding
         self.model, self.options = model.eval().requires_grad_(False), options
+        self._fingerprint: str | None = None
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Returns verdicts by the rewards of both texts."""
         texts = [(one.prompt, text) for one in comparisons for text in (one.answer, one.reference)]
         rewards = self.rewards(texts)
         return [by_rewards(rewards[2 * n], rewards[2 * n + 1]) for n in range(len(comparisons))]
+
+    def scores(self, prompt: Prompt, answers: Sequence[str]) -> list[float | None]:
+        """Returns the reward of each answer; one that is no finite number is unjudged."""
+        found = self.rewards([(prompt, one) for one in answers])
+        return [one if math.isfinite(one) else None for one in found]
+
+    def identity(self) -> str:
+        """Returns the fingerprint of its weights, and how long a text it is shown."""
+        if self._fingerprint is None:
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            self._fingerprint = fingerprint_model(self.model, compute_dtype=dtype)
+        return f"{self._fingerprint} {self.options.max_length}"
 
     def rewards(self, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
         """Returns the reward of each completion of a prompt."""

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from alignlab.judges import Comparison, Verdict
-from alignlab.judges.budget import LimitReached, Limits
-from alignlab.judges.client import ChatClient, ClientOptions
 from alignlab.judges.endpoint import Endpoint, EndpointOptions, JudgeError
+from alignlab.remote import ChatClient, ClientOptions, LimitReached, Limits
 
 GOOD, BAD = "a good answer", "a bad answer"
 ONE = Comparison("Why?", GOOD, BAD)
@@ -309,3 +308,17 @@ def test_the_client_serves_who_does_not_judge(server: Server) -> None:
     assert client.budget.usage() == {"requests": 1, "prompt_tokens": 100, "completion_tokens": 10}
     with pytest.raises(LimitReached, match=r"the limit of 2 requests is reached \(max_requests\)"):
         client.budget.take(2)
+
+
+def test_scores_are_win_rates(server: Server) -> None:
+    """The good answer beats the two others, which tie: each couple is asked about in both orders."""
+    server.answer = prefers(GOOD)
+    judge = server.judge()
+    assert judge.scores("Why?", [GOOD, BAD]) == [1.0, 0.0]
+    assert len(server.seen) == 2
+    assert (judge.kind, judge.identity().split()[0]) == ("wins", "judge-1")
+
+
+def test_what_was_not_judged_has_no_score(server: Server) -> None:
+    server.answer = lambda number, request: says("I cannot say.")
+    assert server.judge().scores("Why?", [GOOD, BAD]) == [None, None]

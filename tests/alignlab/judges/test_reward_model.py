@@ -61,3 +61,15 @@ def test_a_model_with_several_outputs_is_no_reward_model(tmp_path: Path, tokeniz
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 2 outputs; a reward model has one"):
         build_judge(str(tmp_path))
+
+
+def test_scores_are_rewards_and_the_judge_is_known_by_its_weights(reward_model: Path, tmp_path: Path) -> None:
+    judge = RewardModel(str(reward_model))
+    texts = ["the red cat", GOOD]
+    assert judge.scores("Why?", texts) == judge.rewards([("Why?", text) for text in texts])
+    assert judge.kind == "reward"
+    assert judge.identity() == RewardModel(str(reward_model)).identity()
+    judge.model.score.weight.data[0, 0] += 1.0
+    judge.model.save_pretrained(tmp_path)
+    judge.tokenizer.save_pretrained(tmp_path)
+    assert RewardModel(str(tmp_path)).identity() != RewardModel(str(reward_model)).identity()
