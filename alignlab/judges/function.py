@@ -25,7 +25,7 @@ class FunctionJudge(Judge):
         ValueError: the function takes another number of arguments.
     """
 
-    def __init__(self, function: Callable[..., float], description: str | None = None) -> None:
+    def __init__(self, function: Callable[..., float | None], description: str | None = None) -> None:
         self.function = function
         self.description = description or str(getattr(function, "__name__", type(function).__name__))
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -56,9 +56,11 @@ class FunctionJudge(Judge):
         try:
             value = self.function(prompt, answer)
         except Exception as error:
-            return self._failed(f"{type(error).__name__}: {error}")
+            self._failed(f"{type(error).__name__}: {error}")
+            return None
         if not isinstance(value, Real) or not math.isfinite(value):
-            return self._failed(f"it returned {value!r}")
+            self._failed(f"it returned {value!r}")
+            return None
         return float(value)
 
     def _failed(self, reason: str) -> None:

@@ -19,7 +19,7 @@ TEXTS = [["a", "bb", "ccc"], ["dddd", "a", "a"], ["bb"]]
 
 def rows_of(texts: list[list[str]]) -> list[AnswerRow]:
     return [
-        AnswerRow(f"{n:032x}", row["prompt"], [5, 6], "m", "transformers", 1, [Answer(text, [7]) for text in some])  # type: ignore[arg-type]
+        AnswerRow(f"{n:032x}", row["prompt"], [5, 6], "m", "transformers", 1, [Answer(text, [7]) for text in some])
         for n, (row, some) in enumerate(zip(make_rows(len(texts)), texts, strict=True))
     ]
 
