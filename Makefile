@@ -6,6 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 # Files of tests are dealt out to one process a core, four at most, in the order of tests/conftest.py; WORKERS=0: no other process.
 WORKERS ?= logical
 SPREAD := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -13,44 +14,48 @@ SPREAD := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-fast lint bench bench-losses gpu repro install clean
+.PHONY: demo test test-fast lint bench bench-losses gpu repro site install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
 
-test: $(INSTALLED)
+test: $(TOOLS)
 	$(BIN)/python -m pytest $(SPREAD)
 
 # What serves while one works: the rooms one by one, without what takes several ranks, kills or whole runs; under three minutes.
-test-fast: $(INSTALLED)
+test-fast: $(TOOLS)
 	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow" tests/alignlab tests/data tests/losses tests/test_layout.py
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Speed beside TRL's trainer, then what alignlab's own parts cost; BENCH="--hh FILE --repeats 5" adds HH-RLHF dialogues.
 # An hour on two cores.
-bench: $(INSTALLED)
+bench: $(TOOLS)
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 	$(BIN)/python benchmarks/costs.py
 
 # Each of the seven losses on the demo's task, three seeds.
-bench-losses: $(INSTALLED)
+bench-losses: $(TOOLS)
 	$(BIN)/python benchmarks/bench_losses.py
 
 # On one GPU: attention, whole steps and the tests that need one, TRL beside us, 4-bit, the planner; each part under eight
 # minutes; GPU="--part trl" runs one. VENV and TORCH say with which Python and which build of torch (TORCH=torch: CUDA's).
-gpu: $(INSTALLED)
+gpu: $(TOOLS)
 	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 # What papers claim of the losses, at a size that anyone can rerun: six programs, some 40 minutes of processor time; REPRO=--quick: a few.
-repro: $(INSTALLED)
+repro: $(TOOLS)
 	for program in bandit noise frontier pareto same groups; do \
 	  $(BIN)/python benchmarks/repro/$$program.py $(REPRO) || exit 1; done
 
-install: $(INSTALLED)
+# The pages as a site, in build/site: open its index.html.
+site: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+install: $(TOOLS)
 
 # torch comes first and alone: where pip has been given an index with CPU builds (PIP_EXTRA_INDEX_URL or
 # PIP_FIND_LINKS), pip takes that build of the version; once it is there, nothing pulls gigabytes of CUDA after it.
@@ -60,6 +65,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install --constraint constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+# What the tests, the linters, the benchmarks and the site need besides: trackers, an evaluation harness, a server, a browser's driver.
+$(TOOLS): $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -33,7 +33,10 @@ def prepared_key(
     read, render and tokenise.
 
     Args:
-        sources, tokenizer, options, seed: as ``prepare`` is given them.
+        sources: as ``prepare`` is given them, and so are the next three.
+        tokenizer: with its chat template.
+        options: what becomes of rows.
+        seed: of the rows that a weight picks.
         memory: folder that remembers the hash of a file under its path, size and times, so that it is read once.
 
     Raises:

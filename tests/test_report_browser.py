@@ -1,21 +1,18 @@
 """The report of a real run in a real browser: nothing is fetched, nothing runs, hostile rows are text."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from browsing import chromium
 from making import make_rows
 
 from alignlab import load_config, train
 from alignlab.data import check, write_page
 from alignlab.report.page import compare_runs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 SCRIPT = "<script>document.title = 'taken'; alert(1)</script>"
 HANDLER = '"><img src="http://192.0.2.1/x.png" onerror="alert(2)">'
 STYLE = "</style></pre></svg><style>body { width: 4000px }</style>"
@@ -35,19 +32,8 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium with an empty profile; its lack is a skip, and in CI a failure."""
-    found, reason = CHROMIUM is not None, "no Chromium on PATH"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        found, reason = False, "playwright is not installed"
-    if not found:
-        assert not os.environ.get("ALIGNLAB_TEST_BROWSER"), reason
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

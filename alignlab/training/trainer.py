@@ -58,9 +58,9 @@ class PreferenceTrainer(ResumableTrainer):
         model: the policy, or its path.
         args: a ``PreferenceConfig``.
         loss: a name, a mapping ``{"name": "dpo", "beta": 0.1}``, a ``losses.Loss``, or a function of the batch.
-        train_dataset, eval_dataset: rows in any format that ``alignlab.data`` reads; ``eval_dataset`` may map names
-            to several sets, and a number holds that many rows of ``train_dataset`` out. Give every set here: the
-            scores of a reference that is the policy itself are made now.
+        train_dataset: rows in any format that ``alignlab.data`` reads.
+        eval_dataset: the same; it may map names to several sets, and a number holds that many rows of the first out.
+            Give every set here: the scores of a reference that is the policy itself are made now.
         processing_class: the tokenizer; by default that of the model's path.
         peft_config: a PEFT configuration; a new adapter is then trained in place of the model's weights.
         ref_model: another reference model, or its path; by default the policy as it is before the first step.
