@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _face_page(face: str, title: str) -> str:
-    """Returns the page of a face: what it says of itself, then every name that it offers, from the file it stands in."""
+    """Returns the page of a face: what it says of itself, then every name that it offers, from its file."""
     tree = ast.parse((ROOT / face.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     homes = {
         alias.name: f"{face}.{node.module}"
@@ -88,7 +88,7 @@ def _lower(markdown: str) -> str:
 
 
 def _relinked(markdown: str, folder: Path, name: str, config: Any) -> str:
-    """Returns the text of the page ``name``, written in ``folder`` of the checkout, with links that hold in the site."""
+    """Returns the text of the page ``name``, written in ``folder`` of the checkout, its links made to hold."""
 
     def link(found: re.Match[str]) -> str:
         words, target, anchor = found.groups()
