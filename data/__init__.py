@@ -12,6 +12,7 @@ from .formats import parse_row
 from .holdout import hold_out
 from .identity import rows_digest, sources_digest
 from .keys import content_key, keys_of
+from .lengths import LIST, lengths, list_lengths, list_sizes, row_tokens
 from .options import DataOptions
 from .page import write_page
 from .prepare import Prepared, prepare
@@ -26,11 +27,12 @@ from .sources import open_sources
 if TYPE_CHECKING:
     from . import toy
     from .attention import AttentionPlan, attention_plan
-    from .collate import CachedScores, PreferenceCollator, Rows, lengths, row_tokens, sequence, sequence_key
+    from .collate import CachedScores, PreferenceCollator, Rows, sequence, sequence_key, sequences_of
     from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
     from .sampler import StepCut, StepSampler
 
 __all__ = [
+    "LIST",
     "PROMPT",
     "AskedPrompt",
     "AskedPrompts",
@@ -63,6 +65,8 @@ __all__ = [
     "layout_fields",
     "layout_sequences",
     "lengths",
+    "list_lengths",
+    "list_sizes",
     "open_rows",
     "open_sources",
     "parse_row",
@@ -77,6 +81,7 @@ __all__ = [
     "rows_digest",
     "sequence",
     "sequence_key",
+    "sequences_of",
     "sources_digest",
     "statistics",
     "toy",
@@ -86,7 +91,7 @@ __all__ = [
 
 _TENSORS = {
     "attention": ("AttentionPlan", "attention_plan"),
-    "collate": ("CachedScores", "PreferenceCollator", "Rows", "lengths", "row_tokens", "sequence", "sequence_key"),
+    "collate": ("CachedScores", "PreferenceCollator", "Rows", "sequence", "sequence_key", "sequences_of"),
     "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
     "sampler": ("StepCut", "StepSampler"),
 }

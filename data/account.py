@@ -30,6 +30,9 @@ class Account:
         self.sources, self.rejected = sources, rejected
         self.report = DataReport(sources=[SourceReport(str(source), float(source.weight)) for source in sources])
         self.reward_order = RewardOrder(options.reward_names)
+        self.lists_as = f"lists_as: {options.lists_as}" if options.kind != "lists" else ""
+        if options.max_completions is not None:
+            self.lists_as += f"{', ' * bool(self.lists_as)}max_completions: {options.max_completions}"
         self.ignored: set[str] = set()
         self.digest = hashlib.blake2b(digest_size=16)
         self.any_group = False
@@ -77,6 +80,8 @@ class Account:
         report.completions_truncated += unit.cut_completions
         report.prompts_ending_in_space += unit.ends_in_space
         report.prompts_repeated += unit.repeats_prompt
+        report.completions_repeated += unit.repeated
+        report.completions_left_out += unit.left_out
         report.control_tokens_split += unit.spelled == "split"
         report.control_tokens_kept += unit.spelled == "kept"
 
@@ -98,6 +103,13 @@ class Account:
                 f"in {report.prompts_repeated} rows every completion opens with the whole prompt: "
                 "if it repeats the prompt, leave the field prompt out and it is found by itself"
             )
+        if report.completions_repeated:
+            report.note(
+                f"{report.completions_repeated} completions equal another of their list: equal ones are one, with the "
+                "mean of their scores"
+            )
+        if report.completions_left_out:
+            report.note(f"{report.completions_left_out} completions of lists are not used ({self.lists_as})")
         if report.control_tokens_split:
             report.note(f"{report.control_tokens_split} rows spell control tokens in their text, where they stay text")
         if report.control_tokens_kept:

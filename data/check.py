@@ -9,21 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .formats import holds_pair
+from .formats import kind_of_row
+from .lengths import LIST, lengths, list_lengths, list_sizes
 from .near import SHOWN, Near, near_duplicates
 from .options import DataOptions
 from .prepare import Prepared, prepare
 from .sample import sample
-from .schema import DataReport
+from .schema import DataReport, Kind
 from .sources import Source, open_sources
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 MAX_LENGTHS = (512, 1024, 2048, 4096, 8192)
 ROWS_PER_STEP = 64
+KINDS: dict[str, Kind] = {"chosen_ids": "pairs", "completion_ids": "labelled", f"{LIST}_ids": "lists"}
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ class Statistics:
     """What a set of preference rows is made of.
 
     Attributes:
-        kind: "pairs" or "labelled".
+        kind: "pairs", "labelled" or "lists".
         unit: what lengths are counted in: "tokens", or "bytes" where no tokenizer was given.
         report: where every row went.
         lengths: by kind of text: prompt, chosen, rejected (completion), and prompt with its longest completion.
+        list_sizes: of lists, how many have so many completions.
         bias: length bias; None where there is nothing to compare.
         distinct_prompts: number of different prompts.
         groups: rows of each group.
@@ -97,7 +99,7 @@ class Statistics:
         sampled_of: rows of the sources, where only a sample of them was looked at.
     """
 
-    kind: Literal["pairs", "labelled"]
+    kind: Kind
     unit: Literal["tokens", "bytes"]
     report: DataReport
     lengths: dict[str, Lengths]
@@ -105,6 +107,7 @@ class Statistics:
     distinct_prompts: int
     groups: dict[str, int] = field(default_factory=dict)
     labels: dict[bool, int] = field(default_factory=dict)
+    list_sizes: dict[int, int] = field(default_factory=dict)
     truncation: dict[int, float] = field(default_factory=dict)
     tokens_per_row: float = 0.0
     rows_per_step: int = ROWS_PER_STEP
@@ -204,26 +207,60 @@ def _overlap(prompts: list[tuple[str, str]], others: list[tuple[str, str]], near
 def statistics(prepared: Prepared, unit: Literal["tokens", "bytes"] = "tokens") -> Statistics:
     """Counts what is in rows that are prepared already."""
     table: pa.Table = prepared.dataset.data.table
-    pairs = "chosen_ids" in table.column_names
-    names = ["chosen", "rejected"] if pairs else ["completion"]
-    counts = {name: pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ("prompt", *names)}
-    whole = counts["prompt"] + np.maximum.reduce([counts[name] for name in names])
-    lengths = {name: _lengths(values) for name, values in counts.items()}
-    lengths["prompt + longest completion" if pairs else "prompt + completion"] = _lengths(whole)
-    labels = {} if pairs else dict(Counter(table["label"].to_pylist()))
+    kind: Kind = next(kind for field, kind in KINDS.items() if field in table.column_names)
+    sizes = list_sizes(prepared.dataset) if kind == "lists" else None
+    counts = _counts(prepared, kind)
+    whole = counts["prompt"] + _longest(counts, sizes)
+    described = {name: _lengths(values) for name, values in counts.items()}
+    described["prompt + completion" if kind == "labelled" else "prompt + longest completion"] = _lengths(whole)
     return Statistics(
-        kind="pairs" if pairs else "labelled",
+        kind=kind,
         unit=unit,
         report=prepared.report,
-        lengths=lengths,
-        bias=_pair_bias(counts["chosen"], counts["rejected"]) if pairs else _label_bias(table, counts["completion"]),
+        lengths=described,
+        bias=_bias(table, counts, sizes),
         distinct_prompts=len({np.asarray(ids).tobytes() for ids in _arrays(table["prompt_ids"])}),
         groups=dict(sorted(Counter(table["group"].to_pylist()).items())) if "group" in table.column_names else {},
-        labels=labels,
+        labels=dict(Counter(table["label"].to_pylist())) if kind == "labelled" else {},
+        list_sizes={} if sizes is None else dict(sorted(Counter(sizes.tolist()).items())),
         truncation={length: float(np.mean(whole > length)) for length in MAX_LENGTHS},
-        tokens_per_row=float(sum(values.mean() for values in counts.values())),
+        tokens_per_row=float(sum(values.sum() for values in counts.values()) / table.num_rows),
         steps_per_epoch=math.ceil(table.num_rows / ROWS_PER_STEP),
     )
+
+
+def _counts(prepared: Prepared, kind: Kind) -> dict[str, np.ndarray]:
+    """Returns the lengths of each kind of text; of lists those of all completions, one after the other."""
+    counts = {"prompt": lengths(prepared.dataset, "prompt")}
+    if kind == "lists":
+        return counts | {"completion": list_lengths(prepared.dataset)}
+    names = ["chosen", "rejected"] if kind == "pairs" else ["completion"]
+    return counts | {name: lengths(prepared.dataset, name) for name in names}
+
+
+def _longest(counts: dict[str, np.ndarray], sizes: np.ndarray | None) -> np.ndarray:
+    """Returns the tokens of each row's longest completion."""
+    longest: np.ndarray
+    if sizes is not None:
+        longest = np.maximum.reduceat(counts["completion"], np.cumsum(sizes) - sizes)
+    else:
+        longest = np.maximum.reduce([values for name, values in counts.items() if name != "prompt"])
+    return longest
+
+
+def _bias(table: pa.Table, counts: dict[str, np.ndarray], sizes: np.ndarray | None) -> LengthBias | None:
+    if "chosen" in counts:
+        return _pair_bias(counts["chosen"], counts["rejected"])
+    if sizes is None:
+        return _label_bias(table, counts["completion"])
+    scores = np.concatenate([chunk.values.to_numpy() for chunk in table["scores"].chunks])
+    starts, better, worse = np.cumsum(sizes) - sizes, [], []
+    for size in np.unique(sizes):  # lists of one size make a matrix
+        places = starts[sizes == size][:, None] + np.arange(size)
+        rows, one, other = np.nonzero(scores[places][:, :, None] > scores[places][:, None, :])
+        better.append(counts["completion"][places[rows, one]])
+        worse.append(counts["completion"][places[rows, other]])
+    return _pair_bias(np.concatenate(better), np.concatenate(worse))
 
 
 def _arrays(column: pa.ChunkedArray) -> Any:
@@ -253,12 +290,12 @@ def _label_bias(table: pa.Table, lengths: np.ndarray) -> LengthBias | None:
     return LengthBias(float(below), float(up_to - below), float(1 - up_to), float(difference))
 
 
-def kind_of(sources: list[Source]) -> Literal["pairs", "labelled"]:
-    """Whether rows are pairs or labelled, by the first of them that says."""
+def kind_of(sources: list[Source]) -> Kind:
+    """Whether rows are pairs, labelled or lists, by the first of them that says."""
     for opened in sources:
         for _, row in opened.read():
-            if isinstance(row, dict) and (pair := holds_pair(row, opened.format)) is not None:
-                return "pairs" if pair else "labelled"
+            if isinstance(row, dict) and (kind := kind_of_row(row, opened.format)) is not None:
+                return kind
     return "pairs"
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.compute as compute
 import torch
 
 from .columns import NUMBERS
 from .keys import content_key
 from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields
+from .lengths import LIST
 from .parcel import Parcel
 
 
@@ -51,25 +51,31 @@ class Rows:
         return {**self.dataset[row], "row": row, "real": real}
 
 
-def sequence(row: Mapping[str, Any], field: str) -> ScoredSequence:
-    """Returns the prompt of ``row`` with its completion ``field`` ("chosen", "completion", ...)."""
+Fields = Mapping[str, Sequence[ScoredSequence | None]]
+
+
+def sequence(row: Mapping[str, Any], field: str, place: int | None = None) -> ScoredSequence:
+    """Returns the prompt of ``row`` with its completion ``field`` ("chosen", ...), or with one of "completions"."""
+    ids, mask = row[f"{field}_ids"], row[f"{field}_mask"]
+    if place is not None:
+        ids, mask = ids[place], mask[place]
     return ScoredSequence(
-        np.asarray(row["prompt_ids"], dtype=np.int64),
-        np.asarray(row[f"{field}_ids"], dtype=np.int64),
-        np.asarray(row[f"{field}_mask"], dtype=bool),
+        np.asarray(row["prompt_ids"], dtype=np.int64), np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=bool)
     )
 
 
-def row_tokens(dataset: Any, fields: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Returns how many tokens each row puts through the model, ``[N]`` int64: its prompt once and its completions."""
-    return sum((lengths(dataset, field) for field in fields), start=lengths(dataset, "prompt"))
+def sequences_of(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Fields:
+    """Returns the completions of rows by field, as ``layout_fields`` takes them.
 
-
-def lengths(dataset: Any, field: str) -> np.ndarray[Any, Any]:
-    """Returns how many tokens each row has of ``field`` ("prompt" or a completion), ``[N]`` int64."""
-    tables = dataset.select_columns([f"{field}_ids"]).with_format("arrow").iter(batch_size=10_000)
-    parts = [compute.list_value_length(table[f"{field}_ids"]).to_numpy() for table in tables]
-    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+    The field "completions" of lists becomes K fields, where the longest has K completions; shorter ones have holes.
+    """
+    if LIST not in fields:
+        return {field: [sequence(row, field) for row in rows] for field in fields}
+    sizes = [len(row[f"{LIST}_ids"]) for row in rows]
+    return {
+        f"{LIST}[{k}]": [sequence(row, LIST, k) if k < size else None for row, size in zip(rows, sizes, strict=True)]
+        for k in range(max(sizes))
+    }
 
 
 def sequence_key(s: ScoredSequence) -> bytes:
@@ -81,7 +87,8 @@ class PreferenceCollator:
     """Makes a batch of rows of a tokenised dataset.
 
     Args:
-        fields: the completions to score with gradient, e.g. ("chosen", "rejected") or ("completion",).
+        fields: the completions to score with gradient: ("chosen", "rejected"), ("completion",) or ("completions",),
+            those of a list.
         pad_id: token id that pads rows; never attended to.
         mismatched: whether rows carry a mismatched completion, laid out apart because it never has a gradient.
         score_prompt: whether the prompt's tokens are scored too.
@@ -92,7 +99,8 @@ class PreferenceCollator:
 
     The batch is a dict that moves to a device in one copy (``Parcel``): ``completions`` and ``mismatched`` (layouts),
     ``scores`` and ``mismatched_scores`` (scorer -> ``[F, N, T]`` float32), ``columns`` (name -> ``[N]`` float32;
-    "group" int64, "label" bool, "pair" int64, "rewards" ``[F, N, K-1]`` of all fields but "gold"), and
+    "group" int64, "label" bool, "pair" int64, "scores" ``[N, K]`` of lists, NaN at holes, "rewards" ``[F, N, R]`` of
+    all fields but "gold", NaN at holes), and
     ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions. Two numpy arrays stay on the
     host, where they are read: ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers.
     """
@@ -115,7 +123,7 @@ class PreferenceCollator:
         self.groups = {name: index for index, name in enumerate(groups)}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Parcel:
-        sequences = {field: [sequence(row, field) for row in rows] for field in self.fields}
+        sequences = sequences_of(rows, self.fields)
         layout = layout_fields(sequences, self.pad_id, self.mode, score_prompt=self.score_prompt)
         batch: dict[str, Any] = {
             "completions": layout,
@@ -132,7 +140,7 @@ class PreferenceCollator:
             batch["mismatched_scores"] = self._scores(others, batch["mismatched"])
         return Parcel.of(batch)
 
-    def _scores(self, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> dict[str, torch.Tensor]:
+    def _scores(self, sequences: Fields, layout: Layout) -> dict[str, torch.Tensor]:
         return {name: read_scores(reader, sequences, layout) for name, reader in self.cached.readers.items()}
 
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -143,34 +151,45 @@ class PreferenceCollator:
         if "label" in first:
             columns["label"] = torch.tensor([bool(row["label"]) for row in rows])
             columns["pair"] = torch.tensor([int(row.get("pair", -1)) for row in rows])
-        if self.rewards:
+        if LIST in self.fields:
+            columns["scores"] = _padded([row["scores"] for row in rows])
+        if self.rewards and LIST in self.fields:
+            columns["rewards"] = _padded([row["rewards"] for row in rows]).transpose(0, 1).contiguous()
+        elif self.rewards:
             carrying = [field for field in self.fields if field != "gold"]  # they come first
             names = ["rewards" if field == "completion" else f"rewards_{field}" for field in carrying]
             columns["rewards"] = torch.tensor(np.array([[row[name] for row in rows] for name in names])).float()
         return columns
 
 
-def read_scores(reader: ScoreReader, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> torch.Tensor:
+def _padded(lists: Sequence[Sequence[Any]]) -> torch.Tensor:
+    """Returns the numbers of lists ``[N, K, ...]`` float32, NaN where a list has fewer than K."""
+    tensors = [torch.from_numpy(np.array([np.asarray(one, dtype=np.float32) for one in numbers])) for numbers in lists]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=float("nan"))
+
+
+def read_scores(reader: ScoreReader, sequences: Fields, layout: Layout) -> torch.Tensor:
     """Returns the cached scores of every completion, laid out ``[F, N, T]`` float32 as ``layout["mask"]`` is."""
     scores = torch.zeros(layout["mask"].shape, dtype=torch.float32)
     for f, field in enumerate(layout["fields"]):
         if field == PROMPT:
             continue
-        values = reader.get([sequence_key(s) for s in sequences[field]])
-        for n, value in enumerate(values):
+        present = {n: sequence_key(s) for n, s in enumerate(sequences[field]) if s is not None}
+        for n, value in zip(present, reader.get(list(present.values())), strict=True):
             scores[f, n, : len(value)] = torch.from_numpy(np.array(value, dtype=np.float32))
     return scores
 
 
-def read_hidden(reader: ScoreReader, sequences: Mapping[str, Sequence[ScoredSequence]], layout: Layout) -> torch.Tensor:
+def read_hidden(reader: ScoreReader, sequences: Fields, layout: Layout) -> torch.Tensor:
     """Returns cached hidden states ``[M, D]`` float32, one for each needed position of a layout, in its order."""
-    keys = [sequence_key(s) for field in layout["fields"] if field != PROMPT for s in sequences[field]]
-    values = reader.get(keys)
+    every = [s for field in layout["fields"] if field != PROMPT for s in sequences[field]]
+    present = {index: sequence_key(s) for index, s in enumerate(every) if s is not None}
+    values = reader.get(list(present.values()))
     depth = layout["mask"].shape[-1]
     slots = layout["slot"].numpy()
     owners, tokens = slots // depth, slots % depth
     hidden = np.zeros((len(slots), values[0].shape[-1]), dtype=np.float32)
-    for index, value in enumerate(values):
+    for index, value in zip(present, values, strict=True):
         mine = owners == index
         hidden[mine] = np.asarray(value, dtype=np.float32)[tokens[mine]]
     return torch.from_numpy(hidden)

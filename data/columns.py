@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from .options import DataOptions
 from .schema import RowError
 
+Shape = Literal["pair", "labelled", "list"]
 NUMBERS = ("weight", "margin", "score_chosen", "score_rejected")
 PAIR_REWARDS = ("rewards_chosen", "rewards_rejected")
 
 
-def parse_columns(raw: Mapping[str, Any], is_pair: bool, options: DataOptions) -> dict[str, Any]:
+def parse_columns(raw: Mapping[str, Any], shape: Shape, options: DataOptions) -> dict[str, Any]:
     """Reads and checks the optional columns; named rewards stay mappings, to be ordered once their names are known.
 
     Raises:
@@ -26,27 +27,36 @@ def parse_columns(raw: Mapping[str, Any], is_pair: bool, options: DataOptions) -
         found["group"] = _group(raw["group"])
     for name in NUMBERS:
         if raw.get(name) is not None:
-            found[name] = _number(raw[name], name)
+            found[name] = number(raw[name], name)
     if found.get("weight", 1.0) < 0:
         raise RowError(f"weight is {found['weight']}; it must be 0 or more")
-    for name in PAIR_REWARDS if is_pair else ("rewards",):
-        if raw.get(name) is not None:
+    for name in PAIR_REWARDS if shape == "pair" else ("rewards",):
+        if raw.get(name) is None:
+            continue
+        if shape == "list":
+            found[name] = [_rewards(one, f"{name}[{index}]", options) for index, one in enumerate(raw[name])]
+        else:
             found[name] = _rewards(raw[name], name, options)
-    _require(found, is_pair, options)
+    if shape == "list" and "scores" in raw:
+        found["scores"] = list(raw["scores"])
+    _require(found, shape, options)
     return found
 
 
-def _require(found: dict[str, Any], is_pair: bool, options: DataOptions) -> None:
-    rewards = PAIR_REWARDS if is_pair else ("rewards",)
+def _require(found: dict[str, Any], shape: Shape, options: DataOptions) -> None:
+    rewards = PAIR_REWARDS if shape == "pair" else ("rewards",)
     wanted = [column for column in options.columns if column != "rewards"]
+    if shape == "list":  # the scores of its pairs are those of the list
+        wanted = ["scores" if column.startswith("score_") else column for column in wanted]
     if "rewards" in options.columns or options.rewards:
         wanted += rewards
     for column in wanted:
         if column not in found:
             raise RowError(f"{column} is missing, and the loss needs it")
-    for column in rewards:
-        if options.rewards and len(found[column]) != options.rewards:
-            raise RowError(f"{column} has {len(found[column])} rewards, the loss needs {options.rewards}")
+    for column in rewards if options.rewards else ():
+        for one in found[column] if shape == "list" else [found[column]]:
+            if len(one) != options.rewards:
+                raise RowError(f"{column} has {len(one)} rewards, the loss needs {options.rewards}")
 
 
 def _group(value: Any) -> str:
@@ -57,27 +67,32 @@ def _group(value: Any) -> str:
     return str(value)
 
 
-def _number(value: Any, field: str) -> float:
+def number(value: Any, field: str) -> float:
+    """Returns a finite number.
+
+    Raises:
+        RowError: it is none, NaN or infinite.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise RowError(f"{field} is {value!r} of type {type(value).__name__}; it must be a number")
     try:
-        number = float(value)
+        found = float(value)
     except OverflowError:  # a whole number of hundreds of digits
-        number = math.inf
-    if not math.isfinite(number):
+        found = math.inf
+    if not math.isfinite(found):
         raise RowError(f"{field} is {value}; it must be a finite number")
-    return number
+    return found
 
 
 def _rewards(value: Any, field: str, options: DataOptions) -> list[float] | dict[str, float]:
     if isinstance(value, Mapping):
-        named = {name: _number(item, f"{field}.{name}") for name, item in value.items() if item is not None}
+        named = {name: number(item, f"{field}.{name}") for name, item in value.items() if item is not None}
         if options.reward_names and set(named) != set(options.reward_names):
             raise RowError(f"{field} names {', '.join(named)}; the run names {', '.join(options.reward_names)}")
         return named
     if not isinstance(value, list) or not value:
         raise RowError(f"{field} must be a list of numbers or a mapping from objective to number, found {value!r}")
-    return [_number(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    return [number(item, f"{field}[{index}]") for index, item in enumerate(value)]
 
 
 def value_counts(dataset: Any, name: str) -> dict[Any, int]:
@@ -102,10 +117,14 @@ class RewardOrder:
             RowError: a row names other objectives than the rows before it.
         """
         for column in (*PAIR_REWARDS, "rewards"):
-            named = columns.get(column)
-            if not isinstance(named, dict):
-                continue
-            self.names = self.names or tuple(sorted(named))
-            if set(named) != set(self.names):
-                raise RowError(f"{column} names {', '.join(named)}; earlier rows named {', '.join(self.names)}")
-            columns[column] = [named[name] for name in self.names]
+            found = columns.get(column)
+            if isinstance(found, dict):
+                columns[column] = self._ordered(found, column)
+            elif found and any(isinstance(one, dict) for one in found):
+                columns[column] = [self._ordered(one, column) if isinstance(one, dict) else one for one in found]
+
+    def _ordered(self, named: dict[str, float], column: str) -> list[float]:
+        self.names = self.names or tuple(sorted(named))
+        if set(named) != set(self.names):
+            raise RowError(f"{column} names {', '.join(named)}; earlier rows named {', '.join(self.names)}")
+        return [named[name] for name in self.names]

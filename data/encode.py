@@ -12,21 +12,24 @@ from .chunks import Chunk, Located
 from .control import ControlTokens, Spelled
 from .formats import parse_row
 from .keys import content_key, row_key
+from .lists import ordered_pairs
 from .options import DataOptions
 from .schema import Broken, DataReport, Row, RowError
 from .table import encoded_batch, encoded_schema
 from .template import ChatTemplate, Rendering
-from .tokenise import Encoded, Tokeniser, truncate
+from .tokenise import Encoded, Tokeniser, merge_equal, truncate
 
 
 @dataclass(slots=True)
 class Unit:
-    """A good row: a pair, or a labelled completion.
+    """A good row: a pair, a labelled completion, or a list.
 
     Attributes:
         number: which row of its chunk it is. place: file and line.
         key: of its content. label: of a labelled row.
         columns: its optional columns; named rewards are mappings still.
+        pairs: of a list that is read as pairs, the places of better and worse; None for other rows.
+        repeated, left_out: answers of a list that became one with another; that the run does not take.
         lent_group: whether its group is a public set's own, and not the user's: then other rows may lack one.
         raw: the row as it was read, kept where its rewards are named, which other rows may contradict.
         cut_prompt, cut_completions: what truncation touched.
@@ -46,6 +49,17 @@ class Unit:
     ends_in_space: bool
     repeats_prompt: bool
     spelled: Spelled
+    pairs: tuple[tuple[int, int], ...] | None = None
+    repeated: int = 0
+    left_out: int = 0
+
+    def count(self, kind: str) -> int:
+        """Returns how many pairs, labelled completions or lists it is for a loss of that kind of rows."""
+        return 1 if kind == "lists" or self.pairs is None else len(self.pairs)
+
+    def size(self, kind: str) -> int:
+        """Returns how many rows of the table it becomes: a labelled loss gets each pair as two."""
+        return self.count(kind) * (2 if kind == "labelled" and self.label is None else 1)
 
 
 @dataclass(slots=True)
@@ -54,7 +68,7 @@ class Outcome:
 
     Attributes:
         rows: how many there were. units: the good ones, in order.
-        batch: their token ids, masks and keys; one row for each unit, or two for a pair that is split.
+        batch: their token ids, masks and keys, in ``Unit.size`` rows for each unit.
         bad: number, row and reason of every other one, in order.
         ignored: fields that nothing reads. notes: sentences for the report.
     """
@@ -103,19 +117,24 @@ class Encoder:
             try:
                 _check_words(encoded, self.end)
                 truncate(encoded, self.options, self.tokeniser.bos)
+                merge_equal(row, encoded)
             except RowError as error:
                 reasons[number] = str(error)
                 continue
             for name, one in encoded.completions.items():
                 encoded.keys[name] = content_key(encoded.prompt, one.ids, one.mask)
-            kept.append((row, encoded))
-            units.append(_unit(number, rows[number], row, rendering, encoded, spelled))
+            unit = _unit(number, rows[number], row, rendering, encoded, spelled)
+            if row.scores is not None and self.options.kind != "lists":
+                unit.pairs = ordered_pairs(row.scores, self.options.lists_as)
+            kept.append((row, encoded, unit.pairs))
+            units.append(unit)
         bad = [(number, rows[number], reasons[number]) for number in sorted(reasons)]
         return Outcome(len(rows), units, encoded_batch(self.schema, kept), bad, ignored, self.report.notes)
 
 
 def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded: Encoded, spelled: Spelled) -> Unit:
-    named = any(isinstance(value, dict) for value in row.columns.values())
+    values = [value for name in row.columns for value in _flat(row.columns[name])]
+    named = any(isinstance(value, dict) for value in values)
     standard = rendering.special_tokens
     repeats = standard and all(reply[0][0].startswith(rendering.prompt) for reply in rendering.completions.values())
     return Unit(
@@ -131,7 +150,13 @@ def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded
         ends_in_space=standard and rendering.prompt[-1:].isspace(),
         repeats_prompt=repeats,
         spelled=spelled,
+        repeated=row.repeated,
+        left_out=row.left_out,
     )
+
+
+def _flat(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_words(encoded: Encoded, end: int | None) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 from .columns import NUMBERS, PAIR_REWARDS, parse_columns
 from .dialogue import common_prefix, is_dialogue, split_dialogues
 from .known import near_formats, schema_of
-from .lists import best_and_worst
+from .lists import FIELDS, PAIR_FIELDS, is_list, ordered_pairs, pair_columns, read_answers, selected
 from .messages import as_messages, as_tools, without_none
 from .options import DataOptions
-from .schema import Message, Row, RowError, Segment
+from .schema import Kind, Message, Row, RowError, Segment
 
 TEXT_FIELDS = ("prompt", "chosen", "rejected", "gold", "completion", "messages", "conversations", "system", "tools")
 ALPACA_FIELDS = ("instruction", "input", "output", "history")
 KNOWN_FIELDS = {*TEXT_FIELDS, *ALPACA_FIELDS, *NUMBERS, *PAIR_REWARDS}
-KNOWN_FIELDS |= {"rewards", "group", "label", "kto_tag", "chat_template_kwargs", "completions", "scores", "ranks"}
+KNOWN_FIELDS |= {"group", "label", "kto_tag", "chat_template_kwargs", *FIELDS}
 """Fields of our own forms; the report names all others that no schema reads."""
 
 
@@ -28,10 +28,10 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = N
     """Reads one row of any supported form.
 
     Forms: ``prompt``/``chosen``/``rejected`` as text or messages, with the prompt its own field or the shared opening
-    of both; ``completions`` with ``scores`` or ``ranks``; raw HH-RLHF dialogues; ``prompt``/``completion``/``label`` or
-    ``messages``/``label``; LLaMA-Factory's sharegpt rows (``conversations`` with ``chosen``/``rejected``, or with
-    ``kto_tag``) and its alpaca rows (``instruction``, ``input``, ``history``); the public sets of ``known``, recognised
-    by their fields.
+    of both; ``completions`` with ``scores`` or ``rank``, or ``rejected`` as a list; raw HH-RLHF dialogues;
+    ``prompt``/``completion``/``label`` or ``messages``/``label``; LLaMA-Factory's sharegpt rows (``conversations`` with
+    ``chosen``/``rejected``, or with ``kto_tag``) and its alpaca rows (``instruction``, ``input``, ``history``); the
+    public sets of ``known``, recognised by their fields.
 
     Args:
         raw: the row.
@@ -46,15 +46,14 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = N
     if schema is not None:
         raw = schema.read(given) | {name: given[name] for name in OWN_COLUMNS if given.get(name) is not None}
     raw = _unified({name: value for name, value in raw.items() if value is not None})
-    if "completions" in raw and "chosen" not in raw and "rejected" not in raw:
-        raw = best_and_worst(raw)
-    row = _sided(raw, options, given)
+    pair_as_list = options.kind == "lists" and "chosen" in raw and "rejected" in raw
+    row = _listed(raw, options) if is_list(raw) or pair_as_list else _sided(raw, options, given)
     if "tools" in raw:
         row.tools = as_tools(raw["tools"])
     row.template_kwargs = without_none(raw.get("chat_template_kwargs", {}))
     if not isinstance(row.template_kwargs, dict):
         raise RowError("chat_template_kwargs must be a mapping")
-    row.unread = tuple(given.keys() - KNOWN_FIELDS)
+    row.unread = tuple(given.keys() - KNOWN_FIELDS | (given.keys() & {"margin"} if options.kind == "lists" else set()))
     if schema is not None:
         row.read_as = schema.title
         row.unread = tuple({*row.unread} - schema.needs - schema.reads)
@@ -62,15 +61,43 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = N
     return row
 
 
+def _listed(raw: Mapping[str, Any], options: DataOptions) -> Row:
+    """The row of several answers: a pair where a loss of pairs takes two of them, else a list."""
+    answers = selected(read_answers(raw), raw.get("prompt"), options)
+    rest = {name: value for name, value in raw.items() if name not in (*FIELDS, *PAIR_FIELDS)}
+    columns = rest | answers.columns(always=options.kind == "lists")
+    if options.kind != "lists" and len(answers) == 2:
+        [(better, worse)] = ordered_pairs(answers.scores, options.lists_as)
+        pair = pair_columns(columns, better, worse)
+        pair |= {"chosen": answers.values[better], "rejected": answers.values[worse]}
+        row = _pair(pair, options)
+        row.columns = parse_columns(pair, "pair", options)
+    else:
+        sides = dict(zip(answers.names, answers.values, strict=True)) | _gold(raw, options)
+        row = _row(rest, sides)
+        row.scores = list(answers.scores)
+        row.columns = parse_columns(columns, "list", options)
+    row.repeated, row.left_out = answers.repeated, answers.left_out
+    return row
+
+
+def _gold(raw: Mapping[str, Any], options: DataOptions) -> dict[str, Any]:
+    if options.gold and "gold" not in raw:
+        raise RowError("gold is missing, and the loss needs it")
+    return {"gold": raw["gold"]} if options.gold else {}
+
+
 def _sided(raw: dict[str, Any], options: DataOptions, given: Mapping[str, Any]) -> Row:
     """The row as a pair or as a labelled completion, with its columns; ``given`` is what stood in the file."""
     is_pair = "chosen" in raw or "rejected" in raw
     if is_pair:
         row = _pair(raw, options)
-    elif options.kind == "pairs":
+    elif options.kind != "labelled":
         if "completion" in raw or "label" in raw:
+            pairs = options.kind == "pairs"
+            needed = "pairs (chosen, rejected)" if pairs else "lists (completions with scores, or pairs)"
             raise RowError(
-                "a labelled row (completion, label) was given to a loss that needs pairs (chosen, rejected): "
+                f"a labelled row (completion, label) was given to a loss that needs {needed}: "
                 "use a loss for labelled rows, such as kto"
             )
         raise RowError(f"chosen and rejected are missing{near_formats(given)}")
@@ -78,19 +105,21 @@ def _sided(raw: dict[str, Any], options: DataOptions, given: Mapping[str, Any]) 
         raise RowError(f"completion is missing{near_formats(given)}")
     else:
         row = _labelled(raw, options)
-    row.columns = parse_columns(raw, is_pair, options)
+    row.columns = parse_columns(raw, "pair" if is_pair else "labelled", options)
     return row
 
 
-def holds_pair(raw: Mapping[str, Any], form: str | None = None) -> bool | None:
-    """Whether a row is a pair (or a list, read as one), whatever else is wrong with it; None where nobody can say."""
+def kind_of_row(raw: Mapping[str, Any], form: str | None = None) -> Kind | None:
+    """What a row is, whatever else is wrong with it; None where nobody can say."""
     try:
         schema = schema_of(raw, form)
         raw = raw if schema is None else schema.read(raw)
     except RowError:
         return None
-    sides = [raw.get(name) is not None for name in ("chosen", "rejected", "completions")]
-    return any(sides)
+    found = {name: value for name, value in raw.items() if value is not None}
+    if is_list(found):
+        return "lists"
+    return "pairs" if "chosen" in found or "rejected" in found else "labelled"
 
 
 def _unified(raw: dict[str, Any]) -> dict[str, Any]:
@@ -122,13 +151,13 @@ def _alpaca_prompt(raw: Mapping[str, Any]) -> list[Message]:
 
 
 def _pair(raw: Mapping[str, Any], options: DataOptions) -> Row:
-    names = ["chosen", "rejected"] + (["gold"] if options.gold else [])
-    for name in names:
+    for name in ("chosen", "rejected"):
         if name not in raw:
-            raise RowError(f"{name} is missing" + (", and the loss needs it" if name == "gold" else ""))
+            raise RowError(f"{name} is missing")
+    gold = _gold(raw, options)
     if raw["chosen"] == raw["rejected"]:
         raise RowError("chosen and rejected are equal")
-    return _row(raw, {name: raw[name] for name in names})
+    return _row(raw, {"chosen": raw["chosen"], "rejected": raw["rejected"]} | gold)
 
 
 def _labelled(raw: Mapping[str, Any], options: DataOptions) -> Row:
@@ -182,7 +211,7 @@ def _standard_row(prompt: str | None, sides: dict[str, str]) -> Row:
 
 
 def _split_texts(sides: dict[str, str]) -> tuple[str, dict[str, list[Segment]]]:
-    """The prompt is what both texts open with, up to the last whole word or line."""
+    """The prompt is what all texts open with, up to the last whole word or line."""
     end = len(common_prefix(sides.values()))
     while end and not (
         all(text[end : end + 1].isspace() for text in sides.values())
@@ -191,10 +220,11 @@ def _split_texts(sides: dict[str, str]) -> tuple[str, dict[str, list[Segment]]]:
         end -= 1
     prompt = next(iter(sides.values()))[:end]
     if not prompt.strip():
-        raise RowError("prompt is missing, and chosen and rejected do not open with a shared one")
+        named = "chosen and rejected" if "chosen" in sides and len(sides) == 2 else "the completions"
+        raise RowError(f"prompt is missing, and {named} do not open with a shared one")
     for name, text in sides.items():
         if not text[end:].strip():
-            raise RowError(f"{name} is empty after the prompt that both share")
+            raise RowError(f"{name} is empty after the prompt that {'both' if len(sides) == 2 else 'all'} share")
     return prompt, {name: [(text[end:], True)] for name, text in sides.items()}
 
 
@@ -217,19 +247,19 @@ def _conversational_row(prompt: str | list[Any] | None, values: dict[str, Any], 
     for name, turns in sides.items():
         if not any(turn["role"] == "assistant" for turn in turns):
             raise RowError(f"{name} has no assistant's turn after the prompt")
-    if "chosen" in sides and sides["chosen"] == sides["rejected"]:
+    if {"chosen", "rejected"} <= sides.keys() and sides["chosen"] == sides["rejected"]:
         raise RowError("chosen and rejected are equal")
     return Row(opening, {name: list(turns) for name, turns in sides.items()})
 
 
 def _split_turns(sides: dict[str, list[Message]]) -> tuple[list[Message], dict[str, list[Message]]]:
-    """The prompt is the turns that chosen and rejected share; of one conversation, all before its last reply."""
+    """The prompt is the turns that the completions share; of one conversation, all before its last reply."""
     compared = [turns for name, turns in sides.items() if name != "gold"]
     if len(compared) == 1:
         replies = [index for index, turn in enumerate(compared[0]) if turn["role"] == "assistant"]
         end = replies[-1] if replies else 0
     else:
-        same = [one == other for one, other in zip(*compared, strict=False)]
+        same = [all(one == turns[0] for one in turns) for turns in zip(*compared, strict=False)]
         end = same.index(False) if False in same else len(same)
     opening = compared[0][:end]
     if not opening:

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .lengths import LIST
+
 KEY_BYTES = 16
 KEY = pa.binary(KEY_BYTES)
+KEYS = pa.binary()
+"""Of a list: the keys of its completions, one after the other (numpy cannot show lists of fixed width)."""
 KEY_DTYPE = np.dtype(f"S{KEY_BYTES}")
 CHUNK = 100_000  # rows of which keys are taken at once
 
@@ -46,6 +50,8 @@ def row_key(keys: Mapping[str, bytes]) -> bytes:
 def keys_of(dataset: Any, field: str) -> np.ndarray[Any, Any]:
     """Returns the key of each row's ``field`` ("prompt" or a completion), ``[N]`` of 16 bytes (numpy's S16).
 
+    Of the field "completions" those of each list's completions are returned, one after the other.
+
     A column ``{field}_key`` is read; keys of a tokenised set that has none are computed. Mind that numpy cuts zeros
     off the end of single entries: ``tobytes`` of the array has all 16 bytes of each.
     """
@@ -54,15 +60,25 @@ def keys_of(dataset: Any, field: str) -> np.ndarray[Any, Any]:
         return np.concatenate([np.empty(0, KEY_DTYPE), *_column(dataset, name)])
     columns = ["prompt_ids"] if field == "prompt" else ["prompt_ids", f"{field}_ids", f"{field}_mask"]
     rows = dataset.select_columns(columns).with_format("numpy")
-    hashed = (prompt_key(row["prompt_ids"]) if field == "prompt" else _content_key(row, field) for row in rows)
+    hashed = (one for row in rows for one in _hashed(row, field))
     return np.frombuffer(b"".join(hashed), KEY_DTYPE)
 
 
 def _column(dataset: Any, name: str) -> Iterator[np.ndarray[Any, Any]]:
     for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=CHUNK):
         for part in table[name].chunks:
-            yield np.frombuffer(part.buffers()[1], KEY_DTYPE, len(part), part.offset * KEY_BYTES)
+            if part.type == KEYS:
+                _, offsets, values = part.buffers()
+                first, last = np.frombuffer(offsets, np.int32)[[part.offset, part.offset + len(part)]].tolist()
+                yield np.frombuffer(values, KEY_DTYPE, (last - first) // KEY_BYTES, first)
+            else:
+                yield np.frombuffer(part.buffers()[1], KEY_DTYPE, len(part), part.offset * KEY_BYTES)
 
 
-def _content_key(row: Mapping[str, Any], field: str) -> bytes:
-    return content_key(row["prompt_ids"], row[f"{field}_ids"], row[f"{field}_mask"])
+def _hashed(row: Mapping[str, Any], field: str) -> list[bytes]:
+    if field == "prompt":
+        return [prompt_key(row["prompt_ids"])]
+    ids, masks = row[f"{field}_ids"], row[f"{field}_mask"]
+    if field != LIST:
+        ids, masks = [ids], [masks]
+    return [content_key(row["prompt_ids"], *one) for one in zip(ids, masks, strict=True)]

@@ -58,7 +58,7 @@ class Tree:
 
 
 def layout_fields(
-    fields: Mapping[str, Sequence[ScoredSequence]],
+    fields: Mapping[str, Sequence[ScoredSequence | None]],
     pad_id: int,
     mode: Mode = "padded",
     *,
@@ -67,6 +67,7 @@ def layout_fields(
 ) -> Layout:
     """Lays out F fields ("chosen", "rejected", ...) of N completions; the n-th of each share a prompt.
 
+    A field may have holes (None), as where lists are of unequal length: they take no token, and their mask is False.
     With ``score_prompt`` a last field "prompt" holds the prompt's own tokens (all but the first, which nothing
     predicts), scored once a row.
 
@@ -87,10 +88,10 @@ def layout_fields(
     """
     names, count = list(fields), len(next(iter(fields.values())))
     prompts = range(len(names) * count, (len(names) + 1) * count) if score_prompt else [None] * count
-    trees = [
-        Tree([fields[name][n] for name in names], [f * count + n for f in range(len(names))], prompts[n])
-        for n in range(count)
-    ]
+    trees = []
+    for n in range(count):
+        present = {f * count + n: s for f, name in enumerate(names) if (s := fields[name][n]) is not None}
+        trees.append(Tree(list(present.values()), list(present), prompts[n]))
     if score_prompt:
         names.append(PROMPT)
     return {"fields": names, **_lay_out(trees, (len(names), count), pad_id, mode, row_length)}

@@ -34,10 +34,11 @@ class Prepared:
     Attributes:
         dataset: Arrow-backed columns. Pairs: ``prompt_ids``, ``chosen_ids``, ``chosen_mask``, ``rejected_ids``,
             ``rejected_mask`` and perhaps ``gold_ids``, ``gold_mask``. Labelled: ``prompt_ids``, ``completion_ids``,
-            ``completion_mask``, ``label``, ``pair`` and perhaps ``mismatched_ids``, ``mismatched_mask``. Ids are int32,
-            masks bool (True where the token counts in the loss). Both: ``source``, ``prompt_key`` and for each
-            completion its content key (``chosen_key``, ...; 16 bytes), and what rows have of ``group``, ``weight``,
-            ``margin``, ``score_chosen``, ``score_rejected`` and rewards (lists of float64).
+            ``completion_mask``, ``label``, ``pair`` and perhaps ``mismatched_ids``, ``mismatched_mask``. Lists:
+            ``prompt_ids``, ``completions_ids`` and ``completions_mask`` (lists of lists) and ``scores`` (float64). Ids
+            are int32, masks bool (True where the token counts in the loss). All: ``source``, ``prompt_key`` and for
+            each completion its content key (``chosen_key``, ...; 16 bytes, those of a list joined), and what rows have
+            of ``group``, ``weight``, ``margin``, ``score_chosen``, ``score_rejected`` and rewards (lists of float64).
         report: where every row went.
     """
 

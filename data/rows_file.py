@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +18,7 @@ from .keys import keys_of
 from .mismatch import mismatched_rows, partners
 from .options import DataOptions
 from .schema import DataReport
-from .table import OPTIONAL, draft_schema, kept_columns, optional_array, optional_columns
+from .table import draft_schema, kept_columns, optional_array, optional_columns, optional_types
 
 BATCH = 1000  # rows of a record batch of the finished file
 
@@ -30,27 +29,29 @@ class Draft(AbstractContextManager["Draft"]):
     def __init__(self, path: Path, options: DataOptions) -> None:
         self.path, self.options, self.schema = path, options, draft_schema(options)
         self._writer = pa.ipc.new_stream(str(path), self.schema)
+        self._optional = optional_types(options.kind)
         self._sizes: list[np.ndarray[Any, Any]] = []
-        self._units = 0
+        self._units = self._pairs = 0
 
     def add(self, outcome: Outcome, kept: list[Unit]) -> None:
         """Writes the units of a chunk that stay."""
-        labelled, batch = "label" in self.schema.names, outcome.batch
-        all_sizes = np.array([1 + self._is_split(unit) for unit in outcome.units], np.int8)
+        kind, batch = self.options.kind, outcome.batch
+        all_sizes = np.array([unit.size(kind) for unit in outcome.units], np.int32)
         if len(kept) < len(outcome.units):
             stay = {unit.number for unit in kept}
             mask = np.array([unit.number in stay for unit in outcome.units], np.bool_)
             batch = batch.filter(pa.array(np.repeat(mask, all_sizes)))
             all_sizes = all_sizes[mask]
-        rows = [one for unit in kept for one in optional_columns(unit.columns, self._is_split(unit))]
+        rows = [one for unit in kept for one in optional_columns(unit.columns, unit.pairs, self._is_split(unit))]
         columns = list(batch.columns)
-        if labelled:
-            numbers = np.repeat(np.arange(self._units, self._units + len(kept)), all_sizes)
+        if kind == "labelled":
+            numbers = _pair_numbers(all_sizes) + self._pairs
             born = np.repeat(all_sizes == 1, all_sizes)
             columns.append(pa.array(np.where(born, -1, numbers), pa.int64()))
+            self._pairs += sum(unit.count(kind) for unit in kept)
         places = pa.array([unit.place for unit in kept], pa.string())
         columns.append(places.take(pa.array(np.repeat(np.arange(len(kept)), all_sizes))))
-        columns += [optional_array(name, rows) for name in OPTIONAL]
+        columns += [optional_array(name, kind, rows) for name, kind in self._optional.items()]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self._sizes.append(all_sizes)
         self._units += len(kept)
@@ -70,9 +71,9 @@ class Draft(AbstractContextManager["Draft"]):
         rows, pairs = self._rows_of(units)
         drafted = Dataset(_mapped(self.path), fingerprint="draft")
         chosen = drafted if rows is None else drafted.select(rows)
-        have = Counter({name: _present(chosen, name) for name in OPTIONAL})
+        have = {name: _present(chosen, name) for name in self._optional}
         optional = kept_columns(have, len(chosen), report)
-        names = [name for name in self.schema.names if name not in OPTIONAL or name in optional]
+        names = [name for name in self.schema.names if name not in self._optional or name in optional]
         chosen = chosen.select_columns(names)
         partner = None
         if self.options.mismatched:
@@ -88,12 +89,19 @@ class Draft(AbstractContextManager["Draft"]):
         """Returns the rows of units, and the pair that each becomes part of; None where they are those of the draft."""
         if np.array_equal(units, np.arange(self._units)):
             return None, None
-        sizes = np.concatenate([np.empty(0, np.int8), *self._sizes]).astype(np.int64)
+        sizes = np.concatenate([np.empty(0, np.int32), *self._sizes]).astype(np.int64)
         first, used = np.cumsum(sizes) - sizes, sizes[units]
         within = np.arange(used.sum()) - np.repeat(np.cumsum(used) - used, used)
-        if self.options.kind == "pairs":
-            return np.repeat(first[units], used) + within, None
-        return np.repeat(first[units], used) + within, np.repeat(np.arange(len(units)), used)
+        rows = np.repeat(first[units], used) + within
+        return rows, _pair_numbers(used) if self.options.kind == "labelled" else None
+
+
+def _pair_numbers(sizes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns the pair that each row is half of, given the rows of each unit; a single row has a number of its own."""
+    pairs = np.maximum(sizes // 2, 1)
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    numbers: np.ndarray[Any, Any] = np.repeat(np.cumsum(pairs) - pairs, sizes) + within // 2
+    return numbers
 
 
 def _finished(

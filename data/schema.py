@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 Message = dict[str, Any]
 Segment = tuple[str, bool]
 """A stretch of text, and whether its tokens count in the loss."""
+
+Kind = Literal["pairs", "labelled", "lists"]
+"""What rows are, and what a loss may want of them."""
 
 SHOWN_BAD_ROWS = 20
 
@@ -36,9 +39,11 @@ class Row:
 
     Attributes:
         prompt: text (standard rows) or messages (conversational rows).
-        completions: ``chosen``, ``rejected`` and perhaps ``gold`` of a pair, or ``completion``. Standard rows hold
-            segments of text, conversational rows messages.
+        completions: ``chosen``, ``rejected`` and perhaps ``gold`` of a pair, or ``completion``, or the answers of a
+            list by their place in the row. Standard rows hold segments of text, conversational rows messages.
         label: of a labelled row; None for a pair.
+        scores: of a list, how good each completion is, in their order; None for others.
+        repeated, left_out: answers of a list that became one with another; that the run does not take.
         tools: tools for the chat template.
         template_kwargs: the row's own arguments to the chat template.
         columns: optional columns: group, weight, margin, scores, rewards.
@@ -50,6 +55,9 @@ class Row:
     prompt: str | list[Message]
     completions: dict[str, list[Segment] | list[Message]]
     label: bool | None = None
+    scores: list[float] | None = None
+    repeated: int = 0
+    left_out: int = 0
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +68,7 @@ class Row:
     @property
     def is_pair(self) -> bool:
         """Whether the row holds a chosen and a rejected completion."""
-        return "chosen" in self.completions
+        return self.scores is None and "chosen" in self.completions
 
     @property
     def is_conversational(self) -> bool:
@@ -112,6 +120,8 @@ class DataReport:
         prompts_ending_in_space: standard rows whose prompt ends in whitespace, after which tokens may not be
             those the model would have written itself.
         prompts_repeated: standard rows whose completions all open with the whole prompt.
+        completions_repeated: answers of lists that equal another of their list and became one with it.
+        completions_left_out: answers of lists that are not used, by ``lists_as`` and ``max_completions``.
         control_tokens_split, control_tokens_kept: rows whose text spells control tokens, which were read as text, or as
             the tokens that they spell.
         reward_names: the order of the named objectives, empty where rewards are lists.
@@ -127,6 +137,8 @@ class DataReport:
     duplicates: int = 0
     prompts_ending_in_space: int = 0
     prompts_repeated: int = 0
+    completions_repeated: int = 0
+    completions_left_out: int = 0
     control_tokens_split: int = 0
     control_tokens_kept: int = 0
     reward_names: tuple[str, ...] = ()

@@ -11,12 +11,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from .check import byte_tokenizer, kind_of
+from .lengths import LIST
 from .options import DataOptions
 from .prepare import Prepared, prepare
 from .sample import GivenRows
 from .shown import printable
 from .sources import Source, open_sources
-from .table import OPTIONAL
+from .table import optional_types
 
 COUNTS, SILENT, PROMPT, TITLE = "green", "dim", "cyan", "bold"
 
@@ -49,22 +50,30 @@ def peek(
 
 
 def _row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Text:
-    names = ("chosen", "rejected", *(["gold"] if options.gold else [])) if options.kind == "pairs" else ("completion",)
-    columns = {name: row[name] for name in ("label", *OPTIONAL) if name in row}
+    columns = {name: row[name] for name in ("label", *optional_types(options.kind)) if name in row}
     text = Text()
     text.append(printable(row["source"]) + "\n", TITLE)
     if columns:
         text.append(", ".join(f"{name}: {printable(str(value))}" for name, value in columns.items()) + "\n")
     text.append(f"prompt ({len(row['prompt_ids'])})\n", TITLE)
     text.append(printable(tokenizer.decode(row["prompt_ids"])) + "\n", PROMPT)
-    for name in names:
-        ids, mask = row[f"{name}_ids"], row[f"{name}_mask"]
+    for name, ids, mask in _completions(row, options):
         text.append(f"{name} ({len(ids)}, of which {sum(mask)} count)\n", TITLE)
         for counts, part in groupby(zip(ids, mask, strict=True), lambda token: token[1]):
             words = printable(tokenizer.decode([token for token, _ in part]))
             text.append(words, COUNTS if counts else SILENT)
         text.append("\n")
     return text
+
+
+def _completions(row: dict[str, Any], options: DataOptions) -> list[tuple[str, list[int], list[bool]]]:
+    """Returns heading, ids and mask of each completion; those of a list with their scores, the best first."""
+    if options.kind == "lists":
+        scores, ids, masks = row["scores"], row[f"{LIST}_ids"], row[f"{LIST}_mask"]
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        return [(f"completion of score {scores[place]:g}", ids[place], masks[place]) for place in order]
+    names = ["completion"] if options.kind == "labelled" else ["chosen", "rejected"] + ["gold"] * options.gold
+    return [(name, row[f"{name}_ids"], row[f"{name}_mask"]) for name in names]
 
 
 def _bad_rows(prepared: Prepared) -> list[Text]:

@@ -54,8 +54,12 @@ def facts(found: Statistics) -> dict[str, str]:
         counts["spell control tokens, read as text"] = str(report.control_tokens_split)
     if report.control_tokens_kept:
         counts["spell control tokens, read as such"] = str(report.control_tokens_kept)
+    every = sum(found.list_sizes.values())
+    lists = {f"lists of {size}": f"{n} ({n / every:.1%})" for size, n in found.list_sizes.items()}
+    if found.report.completions_repeated:
+        lists["completions equal to another of their list"] = str(found.report.completions_repeated)
     labels = {f"labelled {str(label).lower()}": f"{n} ({n / rows:.1%})" for label, n in sorted(found.labels.items())}
-    return counts | labels
+    return counts | labels | lists
 
 
 def sentences(found: Statistics) -> list[str]:
@@ -84,7 +88,9 @@ def sentences(found: Statistics) -> list[str]:
 def bias_sentence(found: Statistics) -> str:
     """Says how often the better completion is the longer one."""
     assert found.bias is not None
-    better, worse = ("chosen", "rejected") if found.kind == "pairs" else ("desirable", "undesirable")
+    better, worse = ("desirable", "undesirable") if found.kind == "labelled" else ("chosen", "rejected")
+    if found.kind == "lists":
+        better, worse = "the better of two completions of a list", "the worse"
     bias = found.bias
     return (
         f"{better} is longer than {worse} in {bias.longer:.1%}, equal in {bias.equal:.1%}, "

@@ -8,25 +8,37 @@ from typing import Any
 import pyarrow as pa
 
 from .columns import NUMBERS, PAIR_REWARDS
-from .keys import KEY, prompt_key
+from .keys import KEY, KEYS, prompt_key
+from .lists import pair_columns
 from .options import DataOptions
 from .schema import DataReport, Row
 from .tokenise import Encoded
 
 IDS = pa.list_(pa.int32())
 MASK = pa.list_(pa.bool_())
+SCORES = pa.list_(pa.float64())
 OPTIONAL = {
     "group": pa.string(),
     **dict.fromkeys(NUMBERS, pa.float64()),
     **dict.fromkeys((*PAIR_REWARDS, "rewards"), pa.list_(pa.float64())),
 }
+OF_LISTS = {"group": pa.string(), "weight": pa.float64(), "rewards": pa.list_(pa.list_(pa.float64()))}
+Unpaired = tuple[Row, Encoded, Sequence[tuple[int, int]] | None]
+
+
+def optional_types(kind: str) -> dict[str, pa.DataType]:
+    """Returns the columns that rows may have beside their tokens, for a loss of that kind of rows."""
+    return OF_LISTS if kind == "lists" else OPTIONAL
 
 
 def encoded_schema(options: DataOptions) -> pa.Schema:
     """Returns the columns of token ids, masks and keys that rows have by themselves, before any other row is known."""
     pairs = options.kind == "pairs"
-    names = ["chosen", "rejected"] + (["gold"] if options.gold else []) if pairs else ["completion"]
     fields = [("prompt_ids", IDS), ("prompt_key", KEY)]
+    if options.kind == "lists":
+        fields += [("completions_ids", pa.list_(IDS)), ("completions_mask", pa.list_(MASK)), ("completions_key", KEYS)]
+        return pa.schema([*fields, ("scores", SCORES)])
+    names = ["chosen", "rejected"] + (["gold"] if options.gold else []) if pairs else ["completion"]
     for name in names:
         fields += [(f"{name}_ids", IDS), (f"{name}_mask", MASK), (f"{name}_key", KEY)]
     return pa.schema(fields if pairs else [*fields, ("label", pa.bool_())])
@@ -34,38 +46,64 @@ def encoded_schema(options: DataOptions) -> pa.Schema:
 
 def draft_schema(options: DataOptions) -> pa.Schema:
     """Returns the columns of rows whose neighbours are not known yet: with every optional column, null where absent."""
-    pair = [] if options.kind == "pairs" else [pa.field("pair", pa.int64())]
-    others = [pa.field(name, kind) for name, kind in OPTIONAL.items()]
+    pair = [pa.field("pair", pa.int64())] if options.kind == "labelled" else []
+    others = [pa.field(name, kind) for name, kind in optional_types(options.kind).items()]
     return pa.schema([*encoded_schema(options), *pair, pa.field("source", pa.string()), *others])
 
 
-def encoded_batch(schema: pa.Schema, rows: Sequence[tuple[Row, Encoded]]) -> pa.RecordBatch:
+def encoded_batch(schema: pa.Schema, rows: Sequence[Unpaired]) -> pa.RecordBatch:
     """Turns units into Arrow memory, a tenth of what Python lists take.
 
-    A pair becomes one row for a loss of pairs, and two rows, desirable and not, for a labelled loss.
+    A pair becomes one row for a loss of pairs, and two rows, desirable and not, for a labelled loss. A list becomes one
+    row for a loss of lists, and else the pairs that are named beside it.
     """
-    values = [one for row, encoded in rows for one in _rows(row, encoded, labelled="label" in schema.names)]
+    values = [one for unit in rows for one in _rows(*unit, schema)]
     return pa.RecordBatch.from_arrays(
         [pa.array([one[f.name] for one in values], f.type) for f in schema], schema=schema
     )
 
 
-def _rows(row: Row, encoded: Encoded, labelled: bool) -> list[dict[str, Any]]:
+def _rows(
+    row: Row, encoded: Encoded, pairs: Sequence[tuple[int, int]] | None, schema: pa.Schema
+) -> list[dict[str, Any]]:
     prompt = {"prompt_ids": encoded.prompt, "prompt_key": prompt_key(encoded.prompt)}
     sides: dict[str, dict[str, Any]] = {}
     for name, one in encoded.completions.items():
         sides[name] = {"ids": one.ids, "mask": one.mask, "key": encoded.keys[name]}
-    if not labelled:
-        return [prompt | {f"{name}_{part}": value for name, side in sides.items() for part, value in side.items()}]
-    split = [("chosen", True), ("rejected", False)] if row.is_pair else [("completion", row.label)]
+    if "scores" in schema.names:
+        ids, masks, keys = ([side[part] for side in sides.values()] for part in ("ids", "mask", "key"))
+        several = {"completions_ids": ids, "completions_mask": masks, "completions_key": b"".join(keys)}
+        return [prompt | several | {"scores": row.scores}]
+    names = list(sides)
+    named = [("chosen", "rejected")] if pairs is None else [(names[one], names[other]) for one, other in pairs]
+    if "label" not in schema.names:
+        gold = {"gold": sides["gold"]} if "gold" in sides else {}
+        pairs_of_sides = ({"chosen": sides[one], "rejected": sides[other]} | gold for one, other in named)
+        return [
+            prompt | {f"{name}_{part}": value for name, side in pair.items() for part, value in side.items()}
+            for pair in pairs_of_sides
+        ]
+    split: list[tuple[str, bool | None]] = [("completion", row.label)]
+    if row.label is None:
+        split = [half for one, other in named for half in ((one, True), (other, False))]
     return [
         prompt | {f"completion_{part}": value for part, value in sides[name].items()} | {"label": label}
         for name, label in split
     ]
 
 
-def optional_columns(columns: dict[str, Any], split: bool) -> list[dict[str, Any]]:
-    """Returns the optional columns of each row that a unit becomes: two where a pair is ``split`` into its halves."""
+def optional_columns(
+    columns: dict[str, Any], pairs: Sequence[tuple[int, int]] | None, split: bool
+) -> list[dict[str, Any]]:
+    """Returns the optional columns of each row that a unit becomes.
+
+    Args:
+        columns: those of the unit. pairs: of a list that is read as pairs.
+        split: whether pairs become two rows, their halves.
+    """
+    if pairs is not None:
+        several = [pair_columns(columns, *pair) for pair in pairs]
+        return [one for pair in several for one in optional_columns(pair, None, split)]
     if not split:
         return [columns]
     halves = []
@@ -77,17 +115,17 @@ def optional_columns(columns: dict[str, Any], split: bool) -> list[dict[str, Any
     return halves
 
 
-def optional_array(name: str, rows: Sequence[dict[str, Any]]) -> pa.Array:
+def optional_array(name: str, kind: pa.DataType, rows: Sequence[dict[str, Any]]) -> pa.Array:
     """Returns an optional column of rows, null where a row has none."""
     if not any(name in row for row in rows):
-        return pa.nulls(len(rows), OPTIONAL[name])
-    return pa.array([row.get(name) for row in rows], OPTIONAL[name])
+        return pa.nulls(len(rows), kind)
+    return pa.array([row.get(name) for row in rows], kind)
 
 
 def kept_columns(have: dict[str, int], rows: int, report: DataReport) -> list[str]:
     """Returns the optional columns that a set keeps, given how many of its rows have each."""
     kept = []
-    for name in OPTIONAL:
+    for name in have:
         if have[name] == 0:
             continue
         if have[name] < rows and name == "weight":

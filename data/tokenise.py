@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .control import CUT
+from .lists import Answers, merge
 from .options import PROMPT_CUT_SHARE, DataOptions
-from .schema import RowError
+from .schema import Row, RowError
 from .template import Rendering
 
 Ids = list[int]
@@ -147,7 +148,7 @@ def truncate(row: Encoded, options: DataOptions, bos: Ids) -> Encoded:
     A BOS at the prompt's start survives the cut.
 
     Raises:
-        RowError: no token that counts is left, or chosen and rejected are equal.
+        RowError: no token that counts is left, or chosen and rejected of a pair are equal.
     """
     limit = options.max_length
     longest = max(len(completion.ids) for completion in row.completions.values())
@@ -168,6 +169,31 @@ def truncate(row: Encoded, options: DataOptions, bos: Ids) -> Encoded:
     return row
 
 
+def merge_equal(row: Row, encoded: Encoded) -> None:
+    """Makes answers of a list one that have equal tokens, as ``read_answers`` does those of equal text.
+
+    Raises:
+        RowError: fewer than two are left, or all are equally good.
+    """
+    if row.scores is None:
+        return
+    names = [name for name in encoded.completions if name != "gold"]
+    ids = [encoded.completions[name].ids for name in names]
+    same = [ids.index(one) for one in ids]
+    if same == list(range(len(ids))):
+        return
+    answers = merge(Answers(names, ids, row.scores, rewards=row.columns.get("rewards")), same)
+    cut = " after truncation" if encoded.cut_prompt or encoded.cut_completions else ""
+    if len(answers) < 2:
+        raise RowError(f"all {len(ids)} completions have equal tokens{cut}")
+    if min(answers.scores) == max(answers.scores):
+        raise RowError(f"all {len(answers)} completions are equally good once those of equal tokens{cut} are one")
+    row.scores, row.repeated = list(answers.scores), row.repeated + answers.repeated
+    row.columns |= {name: value for name, value in answers.columns().items() if name in row.columns}
+    for name in set(names) - set(answers.names):
+        del encoded.completions[name]
+
+
 def _cut_start(prompt: Ids, kept: int, bos: Ids) -> Ids:
     if bos and prompt[: len(bos)] == bos and kept > len(bos):
         return bos + prompt[len(prompt) - kept + len(bos) :]
@@ -182,5 +208,6 @@ def check(row: Encoded) -> None:
     for name, completion in row.completions.items():
         if not any(completion.mask):
             raise RowError(f"{name} has no completion token left{cut}")
-    if "chosen" in row.completions and row.completions["chosen"].ids == row.completions["rejected"].ids:
+    pair = [row.completions[name].ids for name in ("chosen", "rejected") if name in row.completions]
+    if len(pair) == 2 and pair[0] == pair[1]:
         raise RowError(f"chosen and rejected have equal tokens{cut}")

@@ -266,7 +266,7 @@ def test_required_columns(options, raw, reason):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "pair"}, "kind must be one of pairs, labelled; found 'pair'"),
+        ({"kind": "pair"}, "kind must be one of pairs, labelled, lists; found 'pair'"),
         ({"columns": ("groups",)}, "columns must be one of group, weight"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"mismatched": True}, "mismatched completions exist for kind='labelled' only"),

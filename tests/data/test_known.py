@@ -312,10 +312,10 @@ BROKEN: Any = [
     (
         NECTAR,
         {"answers": [{"answer": one, "rank": 1.0} for one in (GOOD, BAD)]},
-        "all 2 ranks are 1: no answer is better",
+        "all 2 completions are equally good",
     ),
     (OPENR1, {"correctness_math_verify": [True, 2]}, r"correctness_math_verify\[1\] is 2; allowed are true and false"),
-    (OPENR1, {"correctness_math_verify": [True, True]}, "all 2 scores are 1: no answer is better than another"),
+    (OPENR1, {"correctness_math_verify": [True, True]}, "all 2 completions are equally good"),
     (MATHS1, {"is_correct": "maybe"}, "is_correct is 'maybe'; allowed are true and false"),
     ({"prompt": ASK, "response": GOOD, **RATED}, {"helpfulness": "x"}, "helpfulness is 'x'; it must be a number"),
     ({"input": ASK, "accepted": GOOD, "rejected": BAD}, {"accepted": " "}, "accepted is empty"),

@@ -41,3 +41,21 @@ def test_long_prompts_come_first_and_completions_of_one_prompt_together(tokenize
     assert (np.diff(lengths) <= 0).all()
     some = places.by_prompt(np.array([11, 2, 7]))
     assert sorted(some.tolist()) == [2, 7, 11]
+
+
+def test_completions_of_lists_stand_beside_those_of_pairs_once_each(tokenizer: Any) -> None:
+    """Lists of 3 and 2 and a pair that the first of them holds: 5 completions, each with its own tokens."""
+    lists = [
+        {"prompt": "ask", "completions": ["x", "long", "mid"], "scores": [1, 2, 3]},
+        {"prompt": "b", "completions": ["y", "z"], "rank": [1, 2]},
+    ]
+    pair = {"prompt": "ask", "chosen": "mid", "rejected": "x"}
+    several = prepare(lists, tokenizer, DataOptions(kind="lists"), progress=False).dataset
+    pairs = prepare([pair], tokenizer, progress=False).dataset
+    for wanted in ([(several, ["completions"]), (pairs, FIELDS)], [(pairs, FIELDS), (several, ["completions"])]):
+        places = Places(wanted)
+        found = places.sequences(range(5))
+        assert [sequence_key(one) for one in found] == [places.keys[n].tobytes() for n in range(5)]
+        assert places.lengths().tolist() == [len(one.completion) for one in found]
+        order = places.by_prompt(np.arange(5))
+        assert [len(one.prompt) for one in places.sequences(order)] == [3, 3, 3, 1, 1]
