@@ -76,9 +76,16 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
             "error makes a bad row of it; auto splits in messages and keeps in plain rows."
         },
     )
-    lists_as: Literal["best_worst"] = field(
+    lists_as: Literal["best_worst", "best_rest", "best_random", "all"] = field(
         default="best_worst",
-        metadata={"help": "What losses of pairs make of rows of several answers: their best and their worst one."},
+        metadata={
+            "help": "What losses of pairs make of rows of several answers: the best with the worst, with every worse "
+            "one, or with one drawn by content; or every two of which one is better."
+        },
+    )
+    max_completions: int | None = field(
+        default=None,
+        metadata={"help": "Most answers of a row that are taken: the best, the worst, and others drawn by content."},
     )
     reward_names: list[str] | None = field(
         default=None, metadata={"help": "The order of the objectives that rows name (MODPO); by default by name."}

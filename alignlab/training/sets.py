@@ -106,6 +106,7 @@ class TrainingData:
             reward_names=tuple(args.reward_names or ()),
             default_label=args.default_label,
             lists_as=args.lists_as,
+            max_completions=args.max_completions,
             special_tokens_in_text=args.special_tokens_in_text,
             score_empty_thoughts=args.score_empty_thoughts,
             chat_template_kwargs=args.chat_template_kwargs or {},
