@@ -1,4 +1,4 @@
-"""Batch to per-token log-probabilities and KL: the only room that scores with a model.
+"""Batch to per-token log-probabilities and KL, or to values of a reward model: the only room that scores with a model.
 
 Never here: a loss of preferences, a file, or a collective.
 """
@@ -11,9 +11,10 @@ from .logits import Head
 from .packing import FLAT, TREES, UnsupportedModel, model_inputs
 from .planned import attention_caps
 from .positions import hidden_positions
-from .probe import base_of, choose_layout
+from .probe import choose_layout
 from .rounding import jolted
 from .router import Router, router_of
+from .values import base_of, value_head, values
 
 __all__ = [
     "FLAT",
@@ -38,4 +39,6 @@ __all__ = [
     "score",
     "token_kl",
     "use_liger",
+    "value_head",
+    "values",
 ]

@@ -17,6 +17,7 @@ from alignlab.data import Layout, Mode, ScoredSequence, layout_fields
 
 from . import forward
 from .rounding import jolted, rounding_unit
+from .values import needed_values, value_head, values
 
 _ROUNDINGS = 16  # largest difference of a twin, in those that rounding makes; correct ones reach 1, wrong ones 1e4
 _LARGEST = 1e-3  # nats, whatever rounding does to a twin in fp32
@@ -71,12 +72,23 @@ class Trial:
         return layout if self.kernels is None else {**layout, "kernels": self.kernels}
 
     def scores(self, *, plain: bool = False) -> Tensor:
-        """Returns the log-probabilities of the samples' tokens, ``[tokens]``."""
+        """Returns the log-probabilities of the samples' tokens, ``[tokens]``, or values, one for each output."""
         layout = self.packed()
         if plain:
             self.base.set_attn_implementation(self.stock)
             layout = self.layout("padded")
+        if self.of_values:
+            return values(self.model, layout).flatten().double()
         return forward.score(self.model, layout)["logps"][layout["mask"]].double()
+
+    @property
+    def of_values(self) -> bool:
+        """Whether the model has a value head in the place of an LM head."""
+        return value_head(self.model) is not None
+
+    def outputs(self, layout: Layout) -> Tensor:
+        """Returns the logits at the positions that predict, or the values at last tokens, ``[M, V]``."""
+        return needed_values(self.model, layout) if self.of_values else forward.needed_logits(self.model, layout)
 
 
 def difference(trial: Trial, *, exact: bool) -> str:
@@ -111,7 +123,7 @@ def leak(trial: Trial) -> str:
     Where a model has no backward, other tokens are put in their place, and its logits must stay the same bits.
     """
     layout = trial.packed()
-    for own, seen in _views(layout):
+    for own, seen in _views(layout, layout["last" if trial.of_values else "predict"]):
         try:
             found = _gradient_outside(trial, layout, own, seen)
         except Exception:  # kernels for inference alone; what packed rows themselves raise is raised again below
@@ -121,16 +133,16 @@ def leak(trial: Trial) -> str:
     return ""
 
 
-def _views(layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields, for two completions, which of ``predict`` are its own and which positions it may see, ``[R * S]``."""
-    width, device = layout["input_ids"].shape[1], layout["predict"].device
+def _views(layout: Layout, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields, for two completions, which of ``positions`` are its own and which it may see, ``[R * S]``."""
+    width, device = layout["input_ids"].shape[1], positions.device
     first, last = layout["trees"][0], [tree for tree in layout["trees"] if tree[0] == layout["trees"][0][0]][-1]
     for (row, start, *lengths), index in ((first, 1), (last, len(last) - 3)):
         begin = row * width + start
         span = (begin + sum(lengths[:index]), begin + sum(lengths[: index + 1]))
         places = torch.arange(layout["input_ids"].numel(), device=device)
         inside = (places >= span[0]) & (places < span[1])
-        yield inside[layout["predict"]], inside | ((places >= begin) & (places < begin + lengths[0]))
+        yield inside[positions], inside | ((places >= begin) & (places < begin + lengths[0]))
 
 
 def _gradient_outside(trial: Trial, layout: Layout, own: Tensor, seen: Tensor) -> float:
@@ -144,7 +156,7 @@ def _gradient_outside(trial: Trial, layout: Layout, own: Tensor, seen: Tensor) -
     handle = trial.base.get_input_embeddings().register_forward_hook(catch)
     with torch.enable_grad():
         try:
-            logits = forward.needed_logits(trial.model, layout)
+            logits = trial.outputs(layout)
         finally:
             handle.remove()
         (gradient,) = torch.autograd.grad(logits[own].float().square().sum(), caught[0])
@@ -155,9 +167,7 @@ def _change_outside(trial: Trial, layout: Layout, own: Tensor, seen: Tensor) -> 
     """Returns by how much own logits change when every unseen token is another."""
     ids = layout["input_ids"]
     other = torch.where(seen.view_as(ids) | (ids == trial.pad_id), ids, torch.where(ids > 2, ids - 1, ids + 1))
-    before, after = (
-        forward.needed_logits(trial.model, {**layout, "input_ids": tokens})[own].double() for tokens in (ids, other)
-    )
+    before, after = (trial.outputs({**layout, "input_ids": tokens})[own].double() for tokens in (ids, other))
     return float((after - before).abs().max())
 
 

@@ -11,6 +11,8 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from alignlab.runtime import evaluating, is_sharded_at_load, unwrap
 
+from .values import value_head
+
 _FULL, _HALF = 1e-3, 0.1  # nats; half precision rounds between kernels in other places
 
 
@@ -20,7 +22,7 @@ def use_liger(model: nn.Module, kernels: Mapping[str, bool] | None) -> None:
     Log-probabilities of eight tokens before and after must agree within 1e-3 nats, 0.1 in half precision.
 
     Args:
-        model: a causal LM, also inside PEFT, where it can run.
+        model: a causal LM or a reward model, also inside PEFT, where it can run.
         kernels: what ``liger_kernel_config`` says, without the kernels of losses.
 
     Raises:
@@ -55,9 +57,9 @@ def _forwards(model: nn.Module) -> dict[str, tuple[type, Any]]:
 
 
 def _scores(model: nn.Module) -> Tensor:
-    """Returns the log-probabilities ``[8, V]`` behind eight tokens, in the model's own dtype."""
+    """Returns the log-probabilities ``[8, V]`` behind eight tokens, or the values of a value head, in its dtype."""
     device = unwrap(model).get_input_embeddings().weight.device
     ids = torch.arange(8, device=device)[None]
     with torch.no_grad(), evaluating(model):
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-    return logits.float().log_softmax(-1).to(logits.dtype)
+    return logits if value_head(model) is not None else logits.float().log_softmax(-1).to(logits.dtype)

@@ -14,12 +14,13 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from alignlab.data import Mode
-from alignlab.runtime import evaluating, true_float32, unwrap
+from alignlab.runtime import evaluating, true_float32
 
 from .checks import Trial, difference, leak, miscalled, short_windows
 from .packing import FLAT, TREES, UnsupportedModel, layer_windows
 from .planned import attention_caps
-from .twin import REACH, NoTwin, build_twin, twin_config
+from .twin import REACH, VOCABULARY, NoTwin, build_twin, twin_config
+from .values import base_of, value_head
 
 logger = logging.getLogger(__name__)
 _MODES: tuple[Mode, ...] = ("flat", "rows", "padded")
@@ -71,12 +72,6 @@ def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
 @cache
 def _say_once(level: int, message: str) -> None:
     logger.log(level, message)
-
-
-def base_of(model: Any) -> Any:
-    """Returns the transformers model inside a PEFT model or an engine."""
-    model = unwrap(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
@@ -199,11 +194,14 @@ def _stock_of(base: Any, attention: str) -> str:
 def _twin(base: Any, candidate: Candidate, pad_id: int) -> Trial:
     """Returns a twin, as narrow as can be, that scores plain rows."""
     failures, stock = [], _stock_of(base, base.config._attn_implementation)
+    pad = pad_id if pad_id < VOCABULARY else 0  # a twin has fewer tokens, and no sample holds this one
     stock = stock if stock in _MASKED else _stock_of(base, TREES)  # on the CPU there is no flash attention by name
     for narrow in (True, False):
         try:
             twin = build_twin(type(base), twin_config(base.config, narrow=narrow), stock)
-            trial = Trial(twin, twin, pad_id, candidate.mode, candidate.attention, stock)
+            if value_head(twin) is not None:
+                twin.config.get_text_config().pad_token_id = pad  # its class pools no batch without one
+            trial = Trial(twin, twin, pad, candidate.mode, candidate.attention, stock)
             if bool(trial.scores(plain=True).isfinite().all()):
                 return trial
             failures.append("its scores of plain rows are not finite")

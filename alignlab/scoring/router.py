@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .probe import base_of
+from .values import base_of
 
 
 class Router:

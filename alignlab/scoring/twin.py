@@ -14,6 +14,7 @@ from alignlab.runtime import unsharded
 from .planned import attention_caps
 
 REACH = 3  # positions of a twin's sliding windows and chunks
+VOCABULARY = 1000  # tokens of a twin, at most
 CAP = 1.0  # of a twin's attention scores, where the model caps them: small enough to bite
 _LARGEST = 50_000_000  # parameters; a larger twin is not built
 _GAIN = 1.5  # of every matrix: attention scores have a spread of about two
@@ -31,7 +32,7 @@ def twin_config(config: Any, *, narrow: bool = True) -> Any:
 
     Kept: the types of layers, heads' width, rotary embeddings, sinks, norms, experts, tied weights. Cut: the number
     of layers to what shows every type of layer, windows and chunks to ``REACH`` positions, caps of attention scores
-    to ``CAP``, the vocabulary to 1000 tokens; with ``narrow`` widths, heads and experts too.
+    to ``CAP``, the vocabulary to ``VOCABULARY``; with ``narrow`` widths, heads and experts too.
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
@@ -39,7 +40,7 @@ def twin_config(config: Any, *, narrow: bool = True) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     _cut_depth(text)
-    _set_smaller(text, {name: 1000 for name in vars(text) if name.startswith("vocab_size")})
+    _set_smaller(text, {name: VOCABULARY for name in vars(text) if name.startswith("vocab_size")})
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # they may lie beyond the smaller vocabulary
         setattr(text, name, None)
     for name, value in list(vars(text).items()):

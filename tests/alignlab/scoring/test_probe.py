@@ -77,6 +77,13 @@ def test_deep_models_are_packed(
     assert probe(model) == ("rows", "")
 
 
+def test_a_pad_token_beyond_the_vocabulary_of_twins_costs_no_twin(caplog: pytest.LogCaptureFixture) -> None:
+    """Qwen pads with token 151,643, and a twin has a thousand."""
+    caplog.set_level(logging.INFO)
+    assert probe(tiny("LlamaConfig", vocab_size=2000), 1999) == ("flat", "")
+    assert "having no small twin" not in caplog.text
+
+
 def test_products_of_few_bits_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 weights under bf16 autocast, off by far more than fp32: measured, so taken; the twin is in true fp32."""
     monkeypatch.setattr(probing, "_candidates", lambda *_: [ROWS])
