@@ -17,11 +17,13 @@ from .adapters import (
 )
 from .load import load_model, load_tokenizer, pad_token_id, saved_folder, torch_dtype
 from .quantised import guard_quantised, is_quantised
+from .value_heads import check_task, outputs_of, reading_of, save_reading, settle_reading
 
 __all__ = [
     "add_adapter",
     "base_path",
     "check_adapter",
+    "check_task",
     "disable_dropout",
     "guard_quantised",
     "is_peft",
@@ -31,10 +33,14 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "merge_adapter",
+    "outputs_of",
     "pad_token_id",
     "peft_options",
+    "reading_of",
     "refuse_unrepeatable",
     "save_as_plain",
+    "save_reading",
     "saved_folder",
+    "settle_reading",
     "torch_dtype",
 ]

@@ -17,6 +17,7 @@ from alignlab.config import holds_adapter
 
 from .adapter_kinds import check_adapter, kind_of, start_of, type_of
 from .quantised import is_quantised, prepare_quantised
+from .value_heads import save_reading, widen_head
 
 _START = "adapter_start"  # what an adapter's weights began as, where the base weights lack it for good
 _WEIGHTS = "adapter_model.safetensors"
@@ -39,11 +40,15 @@ def is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def peft_options(options: Mapping[str, Any]) -> Any:
-    """Returns the PEFT configuration for options under their PEFT names; ``peft_type`` defaults to LORA."""
+def peft_options(options: Mapping[str, Any], outputs: int = 0) -> Any:
+    """Returns the PEFT configuration for options under their PEFT names; ``peft_type`` defaults to LORA.
+
+    Args:
+        outputs: of the model's value head, which the adapter then trains and saves too; 0 for a language model.
+    """
     from peft import get_peft_config
 
-    return get_peft_config({"peft_type": "LORA", "task_type": "CAUSAL_LM", **options})
+    return get_peft_config({"peft_type": "LORA", "task_type": "SEQ_CLS" if outputs else "CAUSAL_LM", **options})
 
 
 def add_adapter(model: PreTrainedModel, config: Any) -> Any:
@@ -56,6 +61,8 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
 
     check_adapter(config, quantised=is_quantised(model))
     adapted = get_peft_model(prepare_quantised(model), config)
+    if model.get_output_embeddings() is None:
+        widen_head(adapted)
     if not kind_of(config).again:
         weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         start = {name: value.detach().cpu().clone() for name, value in weights.items() if _axis(name) is not None}
@@ -142,6 +149,7 @@ def merge_adapter(model: Any, folder: Path, tokenizer: PreTrainedTokenizerBase) 
     """
     if not is_peft(model):
         raise ValueError("model.merge_adapter: the trained model has no adapter to merge")
+    save_reading(model, folder)
     merged = model.merge_and_unload() if not is_quantised(model) else _merged_dequantised(model)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

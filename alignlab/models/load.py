@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -20,6 +22,7 @@ from alignlab.runtime import is_sharded_at_load, this_machine
 from .adapters import base_path, refuse_unrepeatable
 from .naming import loading
 from .quantised import guard_quantised, prepare_quantised
+from .value_heads import check_task, outputs_of, widen_head
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
@@ -62,20 +65,31 @@ def quantisation(options: ModelOptions) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(load_in_8bit=True) if options.load_in_8bit else None
 
 
-def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedModel:
+def load_model(options: ModelOptions, path: str | None = None, *, outputs: int = 0) -> PreTrainedModel:
     """Loads ``path`` (by default the policy) as the options say: dtype, attention, quantisation, adapter.
 
     A folder that holds an adapter is loaded on the base model that it names. Weights come from safetensors.
+
+    Args:
+        outputs: of a value head in the place of the LM head; a new one where a language model was saved, drawn from
+            torch's random numbers. 0: a language model.
+
+    Raises:
+        ValueError: it cannot be loaded, or is a model of another kind than asked for.
     """
     path = path or options.name_or_path
+    _check_kind(path, options.revision, outputs)
     adapter = options.adapter if path == options.name_or_path else None
     if holds_adapter(path):
         adapter, path = path, base_path(path)
     if adapter is not None:
         refuse_unrepeatable(adapter)
     quantised = quantisation(options)
+    auto, labels = AutoModelForCausalLM, {}
+    if outputs:
+        auto, labels = AutoModelForSequenceClassification, {"num_labels": outputs}
     with loading("model", path):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto.from_pretrained(
             path,
             revision=options.revision,
             dtype=torch_dtype(options.dtype),
@@ -85,14 +99,33 @@ def load_model(options: ModelOptions, path: str | None = None) -> PreTrainedMode
             # ZeRO-3 places weights itself, and refuses a map.
             device_map={"": _local_device()} if quantised is not None and not is_sharded_at_load() else None,
             use_safetensors=True,
+            **labels,
         )
     guard_quantised(model)
-    if adapter is not None:
-        from peft import PeftModel
+    return model if adapter is None else _adapted(model, adapter, outputs)
 
-        with loading("adapter", adapter):
-            model = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
-    return model
+
+def _adapted(model: PreTrainedModel, adapter: str, outputs: int) -> Any:
+    """Returns a model with a saved adapter, to be trained on."""
+    from peft import PeftConfig, PeftModel
+
+    if outputs:
+        check_task(PeftConfig.from_pretrained(adapter), outputs)
+    with loading("adapter", adapter):
+        adapted = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
+    if outputs:
+        widen_head(adapted)
+    return adapted
+
+
+def _check_kind(path: str, revision: str, outputs: int) -> None:
+    """Raises a ValueError where a saved reward model is to be a language model, or one of other outputs."""
+    found = outputs_of(path, revision)
+    if found is not None and found != outputs:
+        wanted = f"a head of {outputs} outputs" if outputs else "a language model"
+        raise ValueError(
+            f"model: {path!r} is a reward model with {found} output{'s' * (found != 1)}, and {wanted} is needed here"
+        )
 
 
 def saved_folder(path: str, revision: str | None = None) -> Path | None:

@@ -72,7 +72,7 @@ def _train(config: RunConfig, args: PreferenceConfig, digests: Mapping[str, str]
 def _samples(trainer: PreferenceTrainer, folder: Path) -> SampleAnswers | None:
     """Returns what answers held-out prompts before training and after, if the report is to show that."""
     sets, count = trainer.data.evaluations(), trainer.args.report_samples
-    if not (trainer.args.report and count and sets):
+    if not (trainer.args.report and count and sets) or trainer.loss.needs.values:
         return None
     samples = SampleAnswers(trainer.model, trainer.processing_class, sets[0], count, folder)
     trainer.add_callback(samples)
@@ -118,7 +118,7 @@ def _trainer(config: RunConfig, args: PreferenceConfig) -> PreferenceTrainer:
         config.data.train,
         evaluation,
         models.load_tokenizer(config.model),
-        None if config.peft is None else models.peft_options(config.peft),
+        None if config.peft is None else models.peft_options(config.peft, loss.needs.values),
         model_options=config.model,
     )
 

@@ -14,12 +14,13 @@ from transformers.trainer_utils import set_seed
 from alignlab import losses, models
 from alignlab.config import ModelOptions, PreferenceConfig, check_places
 from alignlab.data import Mode
-from alignlab.losses import Loss
+from alignlab.losses import Loss, Needs
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
 from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, product_error, set_matmul_precision
-from alignlab.scoring import choose_layout, router_of
+from alignlab.scoring import base_of, choose_layout, router_of, value_head
 
 from .adapter_start import start_adapter
+from .sets import TrainingData
 from .step import PreferenceStep
 
 logger = logging.getLogger(__name__)
@@ -27,12 +28,13 @@ LossLike = str | Mapping[str, Any] | Loss | Callable[..., Any]
 
 
 def settle_options(
-    model: str | nn.Module, given: ModelOptions | None, args: PreferenceConfig, peft_config: Any | None
+    model: str | nn.Module, given: ModelOptions | None, args: PreferenceConfig, peft_config: Any | None, needs: Needs
 ) -> ModelOptions:
     """Returns how to load a model, and the tokenizer beside it; refuses what could not be trained before it is loaded.
 
     Raises:
-        ValueError: folders that stand in each other's way, or an adapter that could not be saved and loaded exactly.
+        ValueError: folders that stand in each other's way, an adapter that could not be saved and loaded exactly, or
+            what a reward model cannot do.
     """
     path = model if isinstance(model, str) else str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     options = given or ModelOptions(name_or_path=path)
@@ -41,6 +43,9 @@ def settle_options(
         quantised = not isinstance(model, str) and models.is_quantised(model)
         quantised = quantised or options.load_in_4bit or options.load_in_8bit
         models.check_adapter(peft_config, quantised=quantised, merges=options.merge_adapter)
+        models.check_task(peft_config, needs.values)
+    if needs.values and args.eval_generations:
+        raise ValueError("eval_generations: a reward model writes no answers; leave it out")
     return options
 
 
@@ -128,22 +133,60 @@ def build_numerics(args: PreferenceConfig, accelerator: Any) -> Numerics:
 
 
 def build_policy(
-    model: str | nn.Module, options: ModelOptions, args: PreferenceConfig, peft_config: Any | None, train: Any | None
+    model: str | nn.Module, options: ModelOptions, args: PreferenceConfig, peft_config: Any | None, data: TrainingData
 ) -> nn.Module:
     """Returns the model to train: loaded where a path was given, with a new adapter and without dropout if asked.
 
+    A new value head is drawn by the run's seed.
+
     Args:
-        train: the tokenised training rows, from which some adapters are made.
+        data: its training rows are what some adapters are made from; its needs say which head the model must have.
     """
-    policy: nn.Module = models.load_model(options) if isinstance(model, str) else model
+    outputs, train = data.needs.values, data.train
+    if outputs and isinstance(model, str):
+        set_seed(args.seed)
+    policy: nn.Module = models.load_model(options, outputs=outputs) if isinstance(model, str) else model
     check_one_device("model", policy)
+    check_head(policy, outputs)
     models.guard_quantised(policy)
     if peft_config is not None:
         set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
         policy = start_adapter(policy, peft_config, train, args)
+        check_head(policy, outputs)
     if args.disable_dropout:
         models.disable_dropout(policy)
+    if outputs:
+        tokenizer = data.tokenizer
+        models.settle_reading(policy, tokenizer, models.pad_token_id(tokenizer), outputs, data.reading)
     return policy
+
+
+def check_head(policy: nn.Module, outputs: int) -> None:
+    """Looks whether a model has the head that the loss reads: one of so many values, or with 0 a language model's.
+
+    Raises:
+        ValueError: says what was found, and what to give; or the head is frozen, as an adapter of a language model
+            leaves it.
+    """
+    head, found = value_head(policy), type(base_of(policy)).__name__
+    if head is None and outputs:
+        raise ValueError(
+            f"model: the loss reads {outputs} value{'s' * (outputs > 1)} of a reward model, and {found} has no value "
+            f"head `score`; give its path, or AutoModelForSequenceClassification.from_pretrained(..., "
+            f"num_labels={outputs}) of a decoder"
+        )
+    if head is None:
+        return
+    if not outputs:
+        raise ValueError(f"model: {found} is a reward model, and the loss reads log-probabilities of a language model")
+    labels = base_of(policy).config.num_labels
+    if labels != outputs:
+        raise ValueError(f"model: its value head has {labels} outputs, and the loss reads {outputs}")
+    if not any(weight.requires_grad for weight in head.parameters()):
+        raise ValueError(
+            "model: its value head `score` is frozen, so that what it was drawn as would stay; an adapter trains it "
+            "with task_type: SEQ_CLS"
+        )
 
 
 def build_sync(policy: nn.Module, frozen: Mapping[str, Frozen], args: PreferenceConfig) -> ReferenceSync | None:

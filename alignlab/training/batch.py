@@ -28,8 +28,11 @@ class FrozenScores:
 def _scored(
     index: int, layout: Mapping[str, Any], policy: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
 ) -> Scored:
-    """Returns field ``index`` of a scored layout."""
-    scored = Scored(policy["logps"][index], layout["mask"][index])
+    """Returns field ``index`` of a scored layout; log-probabilities that nothing was to score are NaN."""
+    mask = layout["mask"][index]
+    if "values" in policy:
+        return Scored(torch.full(mask.shape, torch.nan, device=mask.device), mask, values=policy["values"][index])
+    scored = Scored(policy["logps"][index], mask)
     scored.kl = policy["kl"][index] if "kl" in policy else None
     scored.second_moment = policy["second_moment"][index] if "second_moment" in policy else None
     scored.ref_logps = frozen[REFERENCE][index] if REFERENCE in frozen else None
@@ -47,7 +50,7 @@ def loss_batch(
     """Returns what a loss is given: the rows of a micro-batch that count, fillers left out.
 
     Args:
-        policy: scores of ``batch["completions"]`` under the policy (``scoring.score``).
+        policy: scores of ``batch["completions"]`` under the policy (``scoring.score``), or its "values".
         mismatched: scores of ``batch["mismatched"]`` under the policy.
     """
     layout, columns = batch["completions"], batch["columns"]
@@ -110,6 +113,6 @@ def contributions(output: LossOutput, batch: Pairs | Labelled) -> Tensor:
     return output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss.dtype)
 
 
-def any_logps(batch: Pairs | Labelled) -> Tensor:
-    """Returns log-probabilities that keep the micro-batch's graph, also where no row counts."""
-    return batch.completions.logps if isinstance(batch, Labelled) else batch.chosen.logps
+def any_scores(batch: Pairs | Labelled) -> Tensor:
+    """Returns scores that keep the micro-batch's graph, also where no row counts."""
+    return (batch.completions if isinstance(batch, Labelled) else batch.chosen).leading

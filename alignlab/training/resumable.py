@@ -214,6 +214,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             if name in found and source in found and torch.equal(found[name], found[source]):
                 del found[name]
         super()._save(output_dir, state_dict)
+        models.save_reading(self.model, Path(output_dir or self.args.output_dir))
 
     def _in_parts(self) -> bool:
         """True where checkpoints keep the parts of FSDP's ranks, and the stock Trainer writes no whole model at all."""

@@ -27,6 +27,8 @@ def _sum_count(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Ten
 
 def _completion_metrics(name: str, scored: Scored, where: Tensor | None = None) -> Metrics:
     lengths = scored.mask.sum(-1)
+    if scored.values is not None:  # a reward model has no log-probabilities
+        return {f"lengths/{name}": _sum_count(lengths, where)}
     per_token = scored.sum_logps / lengths.clamp(min=1)
     return {
         f"logps/{name}": _sum_count(scored.sum_logps, where),

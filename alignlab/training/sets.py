@@ -63,6 +63,17 @@ class TrainingData:
             return ("completion", "mismatched") if self.needs.mismatched else ("completion",)
         return ("chosen", "rejected", "gold") if self.needs.gold else ("chosen", "rejected")
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How texts become token ids: what a reward model must be told to read other texts in the same way."""
+        args = self.args
+        return {
+            "max_length": args.max_length,
+            "truncation_mode": args.truncation_mode,
+            "special_tokens_in_text": args.special_tokens_in_text,
+            "chat_template_kwargs": args.chat_template_kwargs or {},
+        }
+
     @cached_property
     def identity(self) -> str:
         """The number of training rows, and a hash of them in their order; whatever changes a row changes it."""
@@ -107,11 +118,8 @@ class TrainingData:
             default_label=args.default_label,
             lists_as=args.lists_as,
             max_completions=args.max_completions,
-            special_tokens_in_text=args.special_tokens_in_text,
             score_empty_thoughts=args.score_empty_thoughts,
-            chat_template_kwargs=args.chat_template_kwargs or {},
-            max_length=args.max_length,
-            truncation_mode=args.truncation_mode,
+            **self.reading,
             on_bad_row=args.on_bad_row,
             rejected_rows=self._rejected_rows(name),
         )

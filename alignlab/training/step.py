@@ -16,7 +16,7 @@ from alignlab.reference import REFERENCE, Frozen
 from alignlab.runtime import uncompiled
 from alignlab.scoring import LazyHead, Router
 
-from .batch import FrozenScores, any_logps, contributions, loss_batch
+from .batch import FrozenScores, any_scores, contributions, loss_batch
 from .guard import Quiet, quiet_scores
 
 
@@ -94,7 +94,7 @@ class PreferenceStep:
                 totals = self._totals = self._summed(self._parts)
         balance = self._balance(inputs) if self.router else None
         if len(batch) == 0:  # only fillers: the graph is kept, at zero weight, for the engine's collectives
-            return any_logps(batch).sum() * 0.0, batch, None
+            return any_scores(batch).sum() * 0.0, batch, None
         output = self.loss(batch, totals)
         part = contributions(output, batch).sum() * (self.ranks / self._rows)
         if balance is not None and self.router:
@@ -124,6 +124,9 @@ class PreferenceStep:
         frozen, reference = self._frozen_scores(inputs, mismatched=mismatched)
         other = self._mismatched(model, inputs) if mismatched else None
         with self.autocast():
+            if self.needs.values:
+                policy = {"values": scoring.values(model, inputs["completions"])}
+                return loss_batch(inputs, self.needs, policy, frozen, other)
             policy = scoring.score(
                 model,
                 inputs["completions"],

@@ -35,7 +35,6 @@ from .assembly import (
     settle_options,
     shared_layout,
 )
-from .batch import any_logps
 from .finite import RowLosses
 from .guard import Quiet, check_reference
 from .loaders import Loaders
@@ -49,7 +48,7 @@ from .throughput import Throughput, peak_memory
 
 
 class PreferenceTrainer(ResumableTrainer):
-    """Trains a causal language model on preferences with any loss.
+    """Trains a causal language model, or a reward model, on preferences with any loss.
 
     The objective of an optimiser step is ``sum_i w_i * loss_i / rows`` over all its rows, on all ranks and
     micro-batches: 8 rows in one micro-batch, 8 accumulated ones, or 4 on each of two ranks are the same step.
@@ -87,14 +86,14 @@ class PreferenceTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         check_given(model, args, ref_model, kwargs)
-        options = settle_options(model, model_options, args, peft_config)
         self.loss = build_loss(loss)
+        options = settle_options(model, model_options, args, peft_config, self.loss.needs)
         self._told = describe_run(self.loss, args, options, peft_config)
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
         self.loss.bind(self.data.facts)
         settle_devices(args)
-        policy = build_policy(model, options, args, peft_config, self.data.train)
+        policy = build_policy(model, options, args, peft_config, self.data)
         check_token_ids(policy, tokenizer, [self.data.train, *self.data.evaluations()])
         super().__init__(
             model=policy,
@@ -309,7 +308,7 @@ class PreferenceTrainer(ResumableTrainer):
             for inputs in self.progress.over(dataloader, description, main):
                 inputs = self._prepare_inputs(inputs)
                 batch = self._step.scored(model, inputs, mismatched=needs.mismatched and totals is None)
-                if len(any_logps(batch)):
+                if len(batch):
                     found.add(self.loss(batch, totals), batch, inputs)
         metrics = found.reduced()
         metrics["loss"] = metrics.pop("objective", float("nan"))

@@ -41,6 +41,9 @@ VARIANTS = [
     {"name": "alphapo", "alpha": -0.2},
     {"name": "ld_dpo", "alpha": 0.0},
     {"name": "cpo", "nll_reduction": "sum", "label_smoothing": 0.1},
+    {"name": "bradley_terry", "margin": True, "centring": 0.01, "label_smoothing": 0.1},
+    {"name": "reward_regression", "outputs": 3, "distance": "huber"},
+    {"name": "group_robust", "base": "bradley_terry"},
 ]
 
 

@@ -6,7 +6,7 @@ import random
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
 WORDS = ["the", "a", "red", "blue", "green", "cat", "dog", "bird", "sees", "likes"]
 WORDS += ["finds", "big", "small", "old", "new", "stone", "house", "tree", "river", "song"]
@@ -33,8 +33,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_model(seed: int = 0, **changes: object) -> torch.nn.Module:
-    """Returns a two-layer Llama with random weights."""
+def make_model(seed: int = 0, outputs: int = 0, **changes: object) -> torch.nn.Module:
+    """Returns a two-layer Llama with random weights; with ``outputs`` a reward model of so many."""
     torch.manual_seed(seed)
     values = {
         "vocab_size": 300,
@@ -48,7 +48,9 @@ def make_model(seed: int = 0, **changes: object) -> torch.nn.Module:
         "eos_token_id": 1,
         "tie_word_embeddings": False,
     }
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(LlamaConfig(**{**values, **changes}))
+    auto = AutoModelForSequenceClassification if outputs else AutoModelForCausalLM
+    labels = {"num_labels": outputs} if outputs else {}
+    model: torch.nn.Module = auto.from_config(LlamaConfig(**{**values, **labels, **changes}))
     return model
 
 

@@ -23,14 +23,17 @@ STEPS, ROWS, STEP_ROWS = 10, 14, 4  # labelled losses get 28 rows; the last step
 FORMS: dict[str, Mapping[str, Any]] = {  # forms of a loss that draw on other parts of the trainer than its defaults
     "aot unpaired": {"name": "aot", "paired": False},
     "beta_dpo filter": {"name": "beta_dpo", "filter_ratio": 0.3},
+    "bradley_terry all": {"name": "bradley_terry", "margin": True, "centring": 0.01, "label_smoothing": 0.1},
     "cpo example": {"name": "cpo", "nll_reduction": "example"},
     "dpo robust": {"name": "dpo", "smoothing": "robust", "label_smoothing": 0.2},
+    "group_robust bradley_terry": {"name": "group_robust", "base": "bradley_terry", "step_size": 0.5},
     "group_robust kto importance": {"name": "group_robust", "base": "kto", "weighting": "importance"},
     "group_robust kto micro_batch": {"name": "group_robust", "base": "kto", "update_order": "micro_batch"},
     "group_robust tdpo": {"name": "group_robust", "base": "tdpo", "step_size": 0.5},
     "modpo two rewards": {"name": "modpo", "weights": [0.5, 0.3, 0.2]},
     "modpo scorer": {"name": "modpo", "weights": [0.5, 0.3, 0.2], "scorers": ["helpful"]},
     "orpo full": {"name": "orpo", "nll_scope": "full"},
+    "reward_regression three": {"name": "reward_regression", "outputs": 3, "distance": "huber"},
     "rpo token": {"name": "rpo", "nll_reduction": "token"},
     "sft labelled": {"name": "sft", "data": "labelled"},
     "slic_hf gold": {"name": "slic_hf", "target": "gold", "nll_reduction": "token"},
@@ -82,13 +85,14 @@ def trainer(tokenizer: Any, folder: Path, loss: Loss, train: Any = None, **optio
             **options,
         }
     )
-    return PreferenceTrainer(tiny(0), args, loss, rows_for(loss.needs) if train is None else train, None, tokenizer)
+    model = tiny(0, loss.needs.values)
+    return PreferenceTrainer(model, args, loss, rows_for(loss.needs) if train is None else train, None, tokenizer)
 
 
-def tiny(seed: int) -> PreTrainedModel:
-    """Returns a model small enough for hundreds of runs."""
+def tiny(seed: int, outputs: int = 0) -> PreTrainedModel:
+    """Returns a model small enough for hundreds of runs; with ``outputs`` a reward model of so many."""
     model: PreTrainedModel = make_model(
-        seed, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1
+        seed, outputs, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1
     )
     return model
 
