@@ -37,6 +37,7 @@ class CacheFiller:
         pad_id: token that pads rows. batch_size: completions per forward.
         device: where batches go. autocast: the context in which the policy is scored in training.
         layout: "auto", "packed" or "padded"; packed rows share the prompts of completions scored together.
+        half: whether that context is one of half precision.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class CacheFiller:
         autocast: Autocast,
         layout: str = "auto",
         progress: tuple[str, float] = ("live", 30),
+        *,
+        half: bool = False,
     ) -> None:
         self.pad_id, self.batch_size, self.device, self.layout = pad_id, batch_size, device, layout
-        self.autocast, self.progress = autocast, progress
+        self.autocast, self.progress, self.half = autocast, progress, half
         self.ranks = PartialState()
 
     def fill(self, frozen: Frozen, root: Path, compute_dtype: str, wanted: Sequence[tuple[Any, Sequence[str]]]) -> None:
@@ -112,7 +115,7 @@ class CacheFiller:
         shown = bar(f"{frozen.name}: scoring", len(todo), "completions", *self._shown)
         writing = store.writer(rank=rank, shard_rows=SHARD_ROWS)
         with writing as writer, shown, frozen.running() as module, evaluating(module):
-            mode, head = choose_layout(self.layout, [module], self.pad_id), head_of(module)
+            mode, head = choose_layout(self.layout, [module], self.pad_id, half=self.half), head_of(module)
             for index in range(rounds):
                 mine = index * world + rank
                 # A rank without a batch joins the forward for its collectives.
@@ -161,12 +164,14 @@ def fill_caches(
     pad_id: int,
     autocast: Autocast,
     wanted: Sequence[tuple[Any, Sequence[str]]],
+    *,
+    half: bool = False,
 ) -> None:
     """Scores, with every cached frozen model, what the cache lacks of the (dataset, fields) wanted."""
     root = Path(args.score_cache_dir) if args.score_cache_dir else default_root()
     batch = args.precompute_ref_batch_size or 2 * args.per_device_eval_batch_size
     progress = shown_as(args.progress, bars=not args.disable_tqdm), args.progress_seconds
-    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress)
+    filler = CacheFiller(pad_id, batch, args.device, autocast, args.layout, progress, half=half)
     for one in frozen.values():
         if one.cached:
             filler.fill(one, root, compute_dtype, wanted)

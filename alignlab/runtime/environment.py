@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ _PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Returns package versions, the commit of the source tree, Python and the machine."""
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     return {
-        "packages": versions,
+        "packages": dict(_versions()),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
 
 
 def _installed(name: str) -> bool:
@@ -36,8 +41,12 @@ def _installed(name: str) -> bool:
     return True
 
 
+@cache
 def _commit() -> str | None:
-    """Returns the git commit that alignlab is run from, "+changes" behind it if the tree differs; None if none."""
+    """Returns the git commit that alignlab is run from, "+changes" behind it if the tree differs; None if none.
+
+    Asked once: what a process has loaded is not what the tree becomes while it runs.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

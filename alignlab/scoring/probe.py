@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from alignlab.data import Mode
@@ -46,19 +45,20 @@ class Candidate:
     half: bool = False
 
 
-def choose_layout(requested: str, candidates: list[Any], pad_id: int) -> Mode:
+def choose_layout(requested: str, candidates: list[Any], pad_id: int, *, half: bool = False) -> Mode:
     """Returns how rows are laid out: the best that all models take.
 
     Args:
         requested: "auto", "packed" (refuse to fall back) or "padded".
         candidates: the policy, and models that score the same batches live.
+        half: whether they will compute in half precision, whatever their weights are now.
 
     Raises:
         ValueError: "packed" was asked for and a model does not take it.
     """
     if requested == "padded":
         return "padded"
-    modes, reasons = zip(*[probe(model, pad_id) for model in candidates], strict=True)
+    modes, reasons = zip(*[probe(model, pad_id, half=half) for model in candidates], strict=True)
     mode: Mode = max(modes, key=_MODES.index)
     reason = "; ".join(reason for reason in reasons if reason)
     if mode == "padded":
@@ -74,7 +74,7 @@ def _say_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
-def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
+def probe(model: Any, pad_id: int = 0, *, half: bool = False) -> tuple[Mode, str]:
     """Returns the best layout that ``model`` takes, and why not a better one ("" if flat or rows).
 
     What the architecture decides is checked on a small twin (``twin.py``) in true fp32, where a mistake stands out by
@@ -89,7 +89,7 @@ def probe(model: Any, pad_id: int = 0) -> tuple[Mode, str]:
     sharded = any(hasattr(parameter, "ds_id") for parameter in base.parameters())
     device = PartialState().device if sharded else next(base.parameters()).device
     name, before = type(base).__name__, base.config._attn_implementation
-    candidates = _candidates(base, device)
+    candidates = _candidates(base, device, half)
     if reason := _known_to_fail(base.config.get_text_config(), before if not candidates else ""):
         return "padded", f"{name} has {reason}"
     for candidate in candidates:
@@ -128,14 +128,14 @@ def _known_to_fail(config: Any, attention: str) -> str:
     return ""
 
 
-def _candidates(base: Any, device: torch.device) -> list[Candidate]:
+def _candidates(base: Any, device: torch.device, half: bool = False) -> list[Candidate]:
     """Returns the layouts that a model with such attention could take, the best first.
 
     Flash attention is never given a mask of trees, only kernels that need none. A model that is to be run eagerly
     although it offers SDPA stays so.
     """
     attention, on_cpu = base.config._attn_implementation, device.type == "cpu"
-    trees = [Candidate("flat", TREES, counted=True, half=not on_cpu)] if _takes_kernels(base, device) else []
+    trees = [Candidate("flat", TREES, counted=True, half=not on_cpu)] if _takes_kernels(base, device, half) else []
     if attention in _OURS or attention == "sdpa":
         flat = [Candidate("flat", FLAT, counted=True)] if on_cpu and base._supports_sdpa else []
         return [*trees, *flat, Candidate("rows", _stock_of(base, attention))]
@@ -145,14 +145,16 @@ def _candidates(base: Any, device: torch.device) -> list[Candidate]:
     return [*(trees if own else []), Candidate("rows", attention)]
 
 
-def _takes_kernels(base: Any, device: torch.device) -> bool:
-    """Returns whether the kernels could run a model: in half precision on an NVIDIA GPU since Ampere, or on a CPU."""
+def _takes_kernels(base: Any, device: torch.device, half: bool) -> bool:
+    """Returns whether the kernels could run a model: in half precision on an NVIDIA GPU since Ampere, or on a CPU.
+
+    What accelerate says of the process is not asked: it may be left from a run that is over.
+    """
     if any(_dropout_of(module) for module in base.modules()):
         return False
     if device.type != "cuda":
         return device.type == "cpu"
-    mixed = AcceleratorState().mixed_precision if AcceleratorState._shared_state else "no"
-    half = base.dtype.itemsize == 2 or torch.is_autocast_enabled("cuda") or mixed in ("bf16", "fp16")
+    half = half or base.dtype.itemsize == 2 or torch.is_autocast_enabled("cuda")
     return half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

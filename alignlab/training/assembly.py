@@ -197,10 +197,10 @@ def build_sync(policy: nn.Module, frozen: Mapping[str, Frozen], args: Preference
     return ReferenceSync(policy, frozen[REFERENCE].model, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
 
 
-def shared_layout(policy: nn.Module, frozen: Mapping[str, Frozen], requested: str, pad_id: int) -> Mode:
+def shared_layout(policy: nn.Module, frozen: Mapping[str, Frozen], requested: str, pad_id: int, *, half: bool) -> Mode:
     """Returns how rows are laid out: as the policy, and every frozen model that scores its batches live, can take."""
     live = [one.model.loaded() for one in frozen.values() if not one.cached]
-    return choose_layout(requested, [policy, *live], pad_id)
+    return choose_layout(requested, [policy, *live], pad_id, half=half)
 
 
 def build_step(

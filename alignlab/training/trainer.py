@@ -109,6 +109,7 @@ class PreferenceTrainer(ResumableTrainer):
             with self._placed():
                 use_liger(self.model, args.liger_kernel_config)
         self._numerics = build_numerics(args, self.accelerator)
+        self._half = self.accelerator.mixed_precision in ("bf16", "fp16")
         if self.data.train is not None:
             brought = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
             check_masters(policy, args, self._numerics, own_optimiser=brought)
@@ -120,7 +121,7 @@ class PreferenceTrainer(ResumableTrainer):
         pad = models.pad_token_id(tokenizer)
         with self._placed():
             self._fill_caches([self.data.train, *self.data.evaluations()])
-            self.layout = shared_layout(policy, self.frozen, args.layout, pad)
+            self.layout = shared_layout(policy, self.frozen, args.layout, pad, half=self._half)
         self._answers = AnswerMetrics(
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
@@ -150,7 +151,7 @@ class PreferenceTrainer(ResumableTrainer):
         """Scores, with every cached frozen model, what the cache lacks of these datasets."""
         wanted = [(one.with_format("numpy"), self.data.fields) for one in datasets if one is not None]
         pad = models.pad_token_id(self.processing_class)
-        fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted)
+        fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted, half=self._half)
 
     # ---- data ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from making import make_model
 from transformers import AutoModelForCausalLM
 
@@ -245,6 +247,18 @@ def test_flash_attention_by_name_becomes_the_kernels(monkeypatch: pytest.MonkeyP
     assert [(one.mode, one.attention) for one in tried] == [("flat", TREES), ("rows", "sdpa")]
     monkeypatch.undo()
     assert [one.attention for one in probing._candidates(model, torch.device("cuda"))] == ["sdpa"], "fp32 on a GPU"
+
+
+def test_the_precision_of_a_run_that_is_over_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's state outlives its trainer; float32 weights have kernels on a GPU only where the caller says so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    model, device = make_model(), torch.device("cuda")
+    try:
+        assert Accelerator(mixed_precision="bf16", cpu=True).mixed_precision == "bf16"
+        assert [one.attention for one in probing._candidates(model, device)] == ["sdpa"]
+        assert [one.attention for one in probing._candidates(model, device, half=True)] == [TREES, "sdpa"]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # ---- attention scores with a soft-cap ------------------------------------------------------------------------------
