@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 test: $(TOOLS)
 	$(BIN)/python -m pytest $(SPREAD)
 
-# What serves while one works: the rooms one by one, without what takes several ranks, kills or whole runs; under three minutes.
+# What serves while one works: the rooms one by one, without what takes several ranks, kills or whole runs.
 test-fast: $(TOOLS)
 	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow" tests/alignlab tests/data tests/losses tests/test_layout.py
 

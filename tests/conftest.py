@@ -52,8 +52,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    """What a command makes of the log's level ends with its test."""
+    """What a command makes of the log's level ends with its test, and that a benchmark mutes all logs."""
     ours = logging.getLogger("alignlab")
-    before = ours.level
+    before, muted = ours.level, logging.root.manager.disable
     yield
     ours.setLevel(before)
+    logging.disable(muted)
