@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
 from ._base import Batch, Loss, LossOutput, Needs, Totals, lists_of
 from ._checks import check_positive
-from ._lists import better
+from ._lists import won_places
 
 
 class PlackettLuce(Loss):
@@ -27,8 +25,8 @@ class PlackettLuce(Loss):
     Raises:
         ValueError: an option is out of its range.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, appendix A.3 (the ranking model is eq. 18); ties are not in it.
-    Elsewhere: neither in TRL nor in LLaMA-Factory.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, appendix A.3, eq. 18 to 20; ties are not in it.
+    Elsewhere: neither in TRL nor in LLaMA-Factory; LiPO's paper calls it DPO-PL and list-mle.
     """
 
     needs = Needs(data="lists", ref_logps=True)
@@ -41,6 +39,4 @@ class PlackettLuce(Loss):
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         lists = lists_of(batch)
         s = self.beta * lists.completions.log_ratios
-        itself = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
-        gaps = (s[:, None, :] - s[:, :, None]).masked_fill(~(better(lists) | itself), -torch.inf)
-        return LossOutput(gaps.logsumexp(-1).sum(-1), rewards=s.detach())
+        return LossOutput(won_places(s, lists).sum(-1), rewards=s.detach())

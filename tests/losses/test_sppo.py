@@ -1,7 +1,10 @@
 """SPPO: golden cases, the factor between soft and hard, and what is a probability."""
 
+import math
+
 import pytest
 import torch
+from making_lists import lists_of_ratios
 
 from alignlab import losses
 
@@ -38,3 +41,20 @@ def test_scores_must_be_probabilities(exact):
     batch = exact.pairs(score_chosen=[1.5] * 6, score_rejected=[0.0] * 6)
     with pytest.raises(ValueError, match=r"score_chosen as a probability, found values from 1\.5 to 1\.5"):
         losses.build("sppo")(batch)
+
+
+def test_lists_by_hand():
+    """beta 1/2, log-ratios 0.1, -0.2, 0 and P 0.9, 0.5, 0.1: (0.7^2 + 0.2^2 + 0.8^2) / 3; a hole's score is no P."""
+    ratios = torch.tensor([[0.1, -0.2, 0.0, 3.0]], dtype=torch.float64)
+    lists = lists_of_ratios(ratios, [[0.9, 0.5, 0.1, math.nan]])
+    lists.scores[0, 3] = 9.0
+    out = losses.build("sppo", beta=0.5, data="lists")(lists)
+    assert out.loss.item() == pytest.approx((0.49 + 0.04 + 0.64) / 3, rel=1e-14)
+    torch.testing.assert_close(out.rewards[:, :3], 0.5 * ratios[:, :3])
+
+
+def test_scores_of_lists_must_be_probabilities():
+    with pytest.raises(ValueError, match=r"the scores of a list as a probability, found values from 1 to 9"):
+        losses.build("sppo", data="lists")(lists_of_ratios(torch.zeros(1, 2), [[9.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"loss\.probabilities: a list has no winner and loser"):
+        losses.build("sppo", data="lists", probabilities="hard")

@@ -1,16 +1,19 @@
-"""Lists of completions that have the log-ratios that a test asks for."""
+"""Lists of completions that have the log-ratios or the likelihoods that a test asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from alignlab.losses import Listed, Scored
+from alignlab.losses import Listed, Pairs, Scored
+
+Scores = Sequence[Sequence[float]]
 
 
-def lists_of_sums(log_ratios: Tensor, scores: Sequence[Sequence[float]], tokens: Sequence[int] | None = None) -> Listed:
+def lists_of_ratios(log_ratios: Tensor, scores: Scores, tokens: Sequence[int] | None = None) -> Listed:
     """Returns lists whose completions have these log-ratios ``[N, K]``, all of it in the first token.
 
     Args:
@@ -18,11 +21,36 @@ def lists_of_sums(log_ratios: Tensor, scores: Sequence[Sequence[float]], tokens:
         tokens: how many tokens the completions of each place have, 2 where it is not given; the reference gives each
             token the log-probability -1.
     """
-    lengths = torch.tensor(tokens or [2] * log_ratios.shape[1])
-    values = torch.tensor(scores, dtype=log_ratios.dtype)
-    width = int(lengths.max())
-    mask = (torch.arange(width) < lengths[:, None]) & ~values.isnan()[..., None]
-    reference = torch.full(mask.shape, -1.0, dtype=log_ratios.dtype)
-    first = torch.arange(width) == 0
-    logps = reference + torch.where(first, log_ratios.detach()[..., None], torch.zeros((), dtype=log_ratios.dtype))
-    return Listed(Scored(logps.requires_grad_(), mask, reference), values)
+    lists = lists_of_means(torch.full_like(log_ratios, -1.0), scores, tokens)
+    scored = lists.completions
+    scored.ref_logps, scored.logps = scored.logps.detach(), scored.logps.detach().clone()
+    scored.logps[..., 0] += log_ratios.detach()
+    scored.logps.requires_grad_()
+    return lists
+
+
+def lists_of_means(means: Tensor, scores: Scores, tokens: Sequence[int] | None = None) -> Listed:
+    """Returns lists each of whose tokens has its completion's mean log-probability ``[N, K]``; no reference."""
+    lengths = torch.tensor(tokens or [2] * means.shape[1])
+    values = torch.tensor(scores, dtype=means.dtype)
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]) & ~values.isnan()[..., None]
+    logps = means.detach()[..., None].expand(mask.shape).clone().requires_grad_()
+    return Listed(Scored(logps, mask), values)
+
+
+def pair_of(lists: Listed, chosen: int, rejected: int) -> Pairs:
+    """Returns the completions at two places of every list as pairs, with their scores."""
+
+    def side(place: int) -> Scored:
+        scored = lists.completions
+        reference = None if scored.ref_logps is None else scored.ref_logps[:, place]
+        return replace(scored, logps=scored.logps[:, place], mask=scored.mask[:, place], ref_logps=reference)
+
+    upper, lower = lists.scores[:, chosen], lists.scores[:, rejected]
+    return Pairs(side(chosen), side(rejected), margin=upper - lower, score_chosen=upper, score_rejected=lower)
+
+
+def gradient(loss: Tensor, lists: Listed) -> Tensor:
+    """Returns the gradient of the summed loss on the first token of each completion, ``[N, K]``."""
+    (slopes,) = torch.autograd.grad(loss.sum(), [lists.completions.logps], retain_graph=True)
+    return slopes[..., 0]
