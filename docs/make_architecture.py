@@ -90,7 +90,7 @@ STEP = (
     ("runtime", "says which module stands under an engine's wrappers", "the module"),
     (
         "losses",
-        "makes one number a row of the `Pairs` or `Labelled` that `training` made of the scores",
+        "makes one number a row of the `Pairs`, `Labelled` or `Listed` that `training` made of the scores",
         "`LossOutput`: `loss [N]`, detached rewards `[N]`, metrics as (sum, count)",
     ),
     ("checkpoints", "looks whether a signal or the time limit asks for a stop", "save, stop, or go on"),

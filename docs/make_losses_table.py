@@ -14,7 +14,8 @@ one loss.
 In formulas, L and R are the summed log-probabilities of a completion under policy and reference, n is its number of
 tokens, Lbar = L / n; a = L - R of the chosen completion (w), b that of the rejected one (l), z = beta (a - b). The
 objective of a step is the mean over its rows. "needs" says what a loss is given: kind of rows, scores, columns, and
-over what its rows are coupled. Where `beta` is `null` it is that of the base, 0.1 without one.
+over what its rows are coupled. Where `beta` is `null` it is that of the base, 0.1 without one. Of lists, L, R and n are
+those of each completion, "better" and "worse" compare their scores, K is the number of completions that a list has.
 
 {table}
 
@@ -26,6 +27,22 @@ of any base that is a function of it; `f_dpo` takes another divergence under any
 refused with the reason: an f-divergence under `kto`, say, since its normaliser cancels only in the difference of two
 completions. Any loss takes weights of rows (the column `weight`), and a reference that follows the policy
 (`sync_ref_model`, see [trainer.md](trainer.md)).
+
+## Losses of lists
+
+A row of K completions with scores (two or more) is ranked by `plackett_luce`, `softmax_dpo`, `lipo_lambda`, `infonca`, `nca`
+and `sppo` (these two with `data: lists`) against a reference, by `rrhf`, `pro` and `mppo` without one, and by any loss of
+pairs under `over_pairs`, unless its pairs are coupled. With two completions `plackett_luce`, `softmax_dpo`, `infonca` at
+`alpha: 0` and `over_pairs` are DPO to the last digit.
+
+- **The order of a list's completions changes nothing**, and neither does a place that is empty.
+- **Ties say nothing**: no loss compares two completions of equal scores. `plackett_luce` and `pro` let each of them win
+  against what is strictly worse; where the best are tied, `softmax_dpo`, `rrhf` and `pro` take the mean over them,
+  `infonca` and `nca` share their target among them, and `mppo` compares each with the rest.
+- **How long a list is** counts in the sums of `plackett_luce` (K - 1 places), `lipo_lambda`, `rrhf`, `pro` and `mppo`, as
+  their papers have it, and not in the means of `over_pairs`, `nca`, `sppo`, `softmax_dpo` and `infonca`.
+- **Scores** are an order to `plackett_luce`, `softmax_dpo`, `rrhf` and `mppo`; their size counts in `pro`, `infonca`, `nca`,
+  `lipo_lambda` (labels in [0, 1]) and `sppo` (probabilities).
 
 ## Names that are no loss here
 
