@@ -30,19 +30,19 @@ completions. Any loss takes weights of rows (the column `weight`), and a referen
 
 ## Losses of lists
 
-A row of K completions with scores (two or more) is ranked by `plackett_luce`, `softmax_dpo`, `lipo_lambda`, `infonca`, `nca`
-and `sppo` (these two with `data: lists`) against a reference, by `rrhf`, `pro` and `mppo` without one, and by any loss of
-pairs under `over_pairs`, unless its pairs are coupled. With two completions `plackett_luce`, `softmax_dpo`, `infonca` at
-`alpha: 0` and `over_pairs` are DPO to the last digit.
+A row of K completions with scores (two or more) is ranked by `plackett_luce`, `softmax_dpo`, `lipo_lambda`, `infonca`,
+`nca` and `sppo` (these two with `data: lists`) against a reference, by `rrhf`, `pro` and `mppo` without one, and by any
+loss of pairs under `over_pairs`, unless its pairs are coupled. With two completions `plackett_luce`, `softmax_dpo`,
+`infonca` at `alpha: 0` and `over_pairs` are DPO to the last digit.
 
 - **The order of a list's completions changes nothing**, and neither does a place that is empty.
 - **Ties say nothing**: no loss compares two completions of equal scores. `plackett_luce` and `pro` let each of them win
   against what is strictly worse; where the best are tied, `softmax_dpo`, `rrhf` and `pro` take the mean over them,
   `infonca` and `nca` share their target among them, and `mppo` compares each with the rest.
-- **How long a list is** counts in the sums of `plackett_luce` (K - 1 places), `lipo_lambda`, `rrhf`, `pro` and `mppo`, as
-  their papers have it, and not in the means of `over_pairs`, `nca`, `sppo`, `softmax_dpo` and `infonca`.
-- **Scores** are an order to `plackett_luce`, `softmax_dpo`, `rrhf` and `mppo`; their size counts in `pro`, `infonca`, `nca`,
-  `lipo_lambda` (labels in [0, 1]) and `sppo` (probabilities).
+- **How long a list is** counts in the sums of `plackett_luce` (K - 1 places), `lipo_lambda`, `rrhf`, `pro` and `mppo`,
+  as their papers have it, and not in the means of `over_pairs`, `nca`, `sppo`, `softmax_dpo` and `infonca`.
+- **Scores** are an order to `plackett_luce`, `softmax_dpo`, `rrhf` and `mppo`; their size counts in `pro`, `infonca`,
+  `nca`, `lipo_lambda` (labels in [0, 1]) and `sppo` (probabilities).
 
 ## Names that are no loss here
 
