@@ -9,9 +9,9 @@ AMBIGUOUS = {
     " penalises length (Park et al. 2024), is 'r_dpo'",
     "mdpo": "DPO on dialogues of several turns (Xiong et al. 2024, M-DPO) is 'm_dpo'; mDPO (Wang et al. 2024) compares"
     " images too, which are not read here; several objectives (Zhou et al. 2024) are 'modpo'",
-    "sdpo": "softmax DPO of the best against several (Chen et al. 2024) is 'softmax_dpo'; stepwise DPO (Kim et al."
-    " 2024) is 'dpo' in several runs, each with the last one's model as ref_model_name_or_path; DPO on segments of a dialogue"
-    " is not here",
+    "sdpo": "softmax DPO, of the best against several (Chen et al. 2024), is 'softmax_dpo'; stepwise DPO (Kim et al."
+    " 2024) is 'dpo' in several runs, each with the last one's model as ref_model_name_or_path; DPO on segments of a"
+    " dialogue is not here",
     "step_dpo": "it is 'dpo' on rows that go on from the last step that is right (Lai et al. 2024)",
     "online_dpo": "it learns from fresh samples of the policy, which no trainer here draws; DPO with an offset is"
     " 'odpo'",
