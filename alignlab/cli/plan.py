@@ -36,11 +36,14 @@ def add_to(commands: Any) -> None:
 def main(words: Sequence[str]) -> int:
     """Plans a config; returns 0 if it fits, 1 if not."""
     options, overrides = _parser().parse_known_args(words)
-    from alignlab.config import load_config
+    from alignlab.config import find_config, load_config, read_recipe
     from alignlab.planner import plan
 
     config = load_config(options.config, overrides)
-    found = plan(config, options.gpus, options.gpu_memory, options.prompt_tokens, options.completion_tokens)
+    gpus, gpu_memory = read_recipe(find_config(options.config)).cards or (1, 80.0)
+    gpus = gpus if options.gpus is None else options.gpus
+    gpu_memory = gpu_memory if options.gpu_memory is None else options.gpu_memory
+    found = plan(config, gpus, gpu_memory, options.prompt_tokens, options.completion_tokens)
     if options.json:
         print(json.dumps({**asdict(found), "peak": found.estimate.peak}, indent=2))
     else:
@@ -56,13 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         **with_examples(
             "alignlab plan dpo.yaml --model.name_or_path path/to/sft-model --data.train pairs.jsonl",
             "alignlab plan dpo.yaml --gpus 8 --gpu-memory 80 --deepspeed zero3.json --max_length 4096 ...",
+            "alignlab plan zephyr_dpo_7b --gpus 4",
             text="Every other --KEY VALUE is one of the config. Exit status: 0 it fits, 1 it does not.",
         ),
     )
     add = parser.add_argument
-    add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped config")
-    add("--gpus", type=int, default=1, help="ranks, one a GPU (default: 1)")
-    add("--gpu-memory", type=float, default=80.0, help="of each, in GB (default: 80)")
+    add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped config or recipe")
+    add("--gpus", type=int, help="ranks, one a GPU (default: as the head of a recipe says, else 1)")
+    add("--gpu-memory", type=float, help="of each, in GB (default: as the head of a recipe says, else 80)")
     add("--prompt-tokens", type=int, help="of the longest rows; by default half of max_length")
     add("--completion-tokens", type=int, help="of each completion; by default the rest of max_length")
     add("--json", action="store_true", help="print it for programs, in bytes")

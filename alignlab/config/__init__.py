@@ -19,6 +19,7 @@ from .parser import (
     write_yaml,
 )
 from .places import check_places
+from .recipes import Recipe, find_recipe, read_recipe, recipes
 from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences, kind_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "Key",
     "ModelOptions",
     "PreferenceConfig",
+    "Recipe",
     "RunConfig",
     "Values",
     "block_of",
@@ -49,13 +51,16 @@ __all__ = [
     "differences",
     "duration",
     "find_config",
+    "find_recipe",
     "four_bit_dtype",
     "holds_adapter",
     "kind_of",
     "load_config",
     "parse_yaml",
+    "read_recipe",
     "read_yaml",
     "readable_type",
+    "recipes",
     "schema",
     "split_command_line",
     "unknown_key",

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from .checks import check_combinations, check_peft, check_sources, check_trainin
 from .options import DataConfig, ModelOptions
 from .parser import Key, Schema, Values, read_yaml, split_command_line, write_yaml
 from .places import check_places
+from .recipes import shipped_configs
 
 _HIDDEN = ("parallelism_config", "local_rank", "hub_token")  # a Python object, the launcher's, a secret
 
@@ -94,16 +94,19 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def find_config(name: str | Path) -> Path:
-    """Returns the file called ``name``, or the shipped config of that name (with or without ``.yaml``)."""
-    path, folder = Path(name), Path(str(resources.files("alignlab.configs")))
+    """Returns the file called ``name``, or the shipped config or recipe of that name (with or without ``.yaml``)."""
+    path, folder = Path(name), shipped_configs()
     candidates = [path]
     if path.name == str(name):  # a bare name
-        candidates += [folder / path.name, folder / f"{path.name}.yaml"]
+        places = (folder, folder / "recipes")
+        candidates += [place / file for place in places for file in (path.name, f"{path.name}.yaml")]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".json")))
-    raise FileNotFoundError(f"no config {str(name)!r}; shipped ones, found by their bare name: {shipped}")
+    raise FileNotFoundError(
+        f"no config {str(name)!r}; shipped ones, found by their bare name: {shipped}; and what `alignlab recipes` lists"
+    )
 
 
 @cache

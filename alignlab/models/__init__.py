@@ -17,10 +17,12 @@ from .adapters import (
 )
 from .load import load_model, load_tokenizer, pad_token_id, saved_folder, torch_dtype
 from .quantised import guard_quantised, is_quantised
+from .shapes import architecture, known_shapes, shrunk, write_tiny
 from .value_heads import check_task, outputs_of, reading_of, save_reading, settle_reading
 
 __all__ = [
     "add_adapter",
+    "architecture",
     "base_path",
     "check_adapter",
     "check_task",
@@ -29,6 +31,7 @@ __all__ = [
     "is_peft",
     "is_quantised",
     "kind_of",
+    "known_shapes",
     "leaves_base_alone",
     "load_model",
     "load_tokenizer",
@@ -42,5 +45,7 @@ __all__ = [
     "save_reading",
     "saved_folder",
     "settle_reading",
+    "shrunk",
     "torch_dtype",
+    "write_tiny",
 ]

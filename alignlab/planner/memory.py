@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig
 
 from alignlab import losses, models
 from alignlab.config import RunConfig
@@ -49,10 +48,7 @@ def estimate(
     config: RunConfig, gpus: int, lengths: Lengths, framework: float = FRAMEWORK, device: str = "cuda"
 ) -> Estimate:
     """Returns what a run takes on each rank, from one step on tensors without storage and the engine's arithmetic."""
-    model = config.model
-    architecture = AutoConfig.from_pretrained(
-        models.base_path(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    architecture = models.architecture(config.model)
     text = architecture.get_text_config()
     zero = Zero.read(config.training.get("deepspeed"), int(text.hidden_size))
     shape = step_shape(config, architecture, lengths, zero, device)
