@@ -96,7 +96,7 @@ def test_list_and_copy(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shrunk_to_two_layers_it_trains_three_steps(name, tmp_path, monkeypatch, capsys):
-    """`--tiny` changes model, data, engine, lengths and batch; loss, schedule, adapter and precision are the recipe's."""
+    """`--tiny` changes model, data, engine, lengths and batch; loss, schedule and adapter are the recipe's."""
     monkeypatch.chdir(tmp_path)
     assert main(["new", name, "try.yaml", "--tiny"]) == 0
     words = shlex.split(capsys.readouterr().out.splitlines()[1])
