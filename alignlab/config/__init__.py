@@ -18,9 +18,9 @@ from .parser import (
     unknown_key,
     write_yaml,
 )
-from .places import check_places
+from .places import check_places, is_written, models_of
 from .recipes import Recipe, find_recipe, read_recipe, recipes
-from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences, kind_of
+from .resuming import CANNOT, CHANGES, HARMLESS, KINDS, Difference, differences, kind_of, makes_another_run
 
 if TYPE_CHECKING:
     from .arguments import PreferenceConfig
@@ -54,8 +54,11 @@ __all__ = [
     "find_recipe",
     "four_bit_dtype",
     "holds_adapter",
+    "is_written",
     "kind_of",
     "load_config",
+    "makes_another_run",
+    "models_of",
     "parse_yaml",
     "read_recipe",
     "read_yaml",

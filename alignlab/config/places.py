@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,12 +11,18 @@ from typing import Any
 
 from .options import DataConfig, ModelOptions, holds_adapter
 
-# What a run writes at the top of its folder, but for its model; a data file of such a name would be overwritten.
-_WRITTEN = (
-    *("config.yaml", "data.json", "environment.json", "metrics.json", "trainer_state.json", "samples.json"),
-    *("eval.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "plots"),
+# What a run writes at the top of its folder.
+_WRITTEN = re.compile(
+    r"(config|metrics)\.(\d+\.)?(json|yaml)|(data|environment|trainer_state|samples|eval|generation_config)\.json"
+    r"|checkpoint-\d+|merged|plots|report\.html|rejected_rows.*\.jsonl|training_args\.bin"
+    r"|(adapter_)?(pytorch_)?model\b.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|chat_template\..*"
+    r"|(tokenizer|added_tokens|special_tokens_map|vocab|merges)\b.*\.(json|txt|model)|tokenizer_config\.json|.*\.spm"
 )
-_WRITTEN_PREFIXES = ("rejected_rows", "checkpoint-", "merged")
+
+
+def is_written(name: str) -> bool:
+    """True for a name that a run gives to a file or a folder at the top of its own."""
+    return _WRITTEN.fullmatch(name) is not None
 
 
 def check_places(model: ModelOptions, training: Mapping[str, Any], data: DataConfig | None = None) -> None:
@@ -35,18 +42,19 @@ def check_places(model: ModelOptions, training: Mapping[str, Any], data: DataCon
     for one in (folder, *folder.parents):
         if one.exists() and not one.is_dir():
             raise ValueError(f"output_dir: {output} cannot be a folder: {one} is a file; choose another output_dir")
-    for key, path in _models(model, training):
+    for key, path in models_of(model, training):
         if found := _relation(folder, path):
             raise ValueError(
                 f"output_dir: {output} {found} the folder of {key} ({path}), which the run would write over; choose "
                 "another output_dir"
             )
     for key, path in () if data is None else _sources(data):
-        if found := _data_relation(folder, path, moves=bool(training.get("overwrite_output_dir"))):
+        if found := _data_relation(folder, path):
             raise ValueError(f"output_dir: {output} {found} {key} ({path}); choose another output_dir")
 
 
-def _models(model: ModelOptions, training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def models_of(model: ModelOptions, training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the key and the path, or the name on the hub, of every model, adapter and tokenizer that a run reads."""
     named = {f"model.{name}": getattr(model, name) for name in ("name_or_path", "tokenizer", "adapter")}
     named |= {name: training.get(name) for name in ("ref_model_name_or_path", "ref_adapter")}
     named |= {f"scorers.{name}": path for name, path in (training.get("scorers") or {}).items()}
@@ -88,7 +96,7 @@ def _sources(data: DataConfig) -> Iterator[tuple[str, str]]:
                 yield key, path
 
 
-def _data_relation(folder: Path, path: str, *, moves: bool) -> str | None:
+def _data_relation(folder: Path, path: str) -> str | None:
     """Returns how a folder to write into stands to data that is read, where writing would harm it."""
     real = Path(path).expanduser().resolve()
     if not real.exists():
@@ -97,11 +105,5 @@ def _data_relation(folder: Path, path: str, *, moves: bool) -> str | None:
         return "is the folder, or lies in it, that is read for"
     if folder not in real.parents:
         return None
-    first = real.relative_to(folder).parts[0]
-    if moves:
-        return "would be put aside (overwrite_output_dir), and with it"
-    return (
-        "holds, under a name that the run writes to,"
-        if first in _WRITTEN or first.startswith(_WRITTEN_PREFIXES)
-        else None
-    )
+    written = is_written(real.relative_to(folder).parts[0])
+    return "holds, under a name that the run writes to," if written else None

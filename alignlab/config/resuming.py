@@ -49,12 +49,27 @@ dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocess
 remove_unused_columns label_names length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb
 ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics do_train do_eval do_predict
 """
+# Those that a finished run may differ in and still be this very run: they leave its model and its figures as they are.
+_ASIDE = """
+model.trust_remote_code data_workers data_cache_dir score_cache_dir precompute_ref_batch_size reference_deepspeed
+max_wall_time trust_checkpoint progress progress_seconds report report_samples output_dir overwrite_output_dir
+resume_with_changes resume_from_checkpoint activation_checkpointing activation_checkpointing_kwargs
+gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps
+logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica
+disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id save_only_model
+save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_private_repo
+hub_model_id hub_strategy hub_always_push hub_revision dataloader_num_workers dataloader_pin_memory
+dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
+ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug
+skip_memory_metrics do_train do_eval do_predict
+"""
 KINDS: dict[str, frozenset[str]] = {
     CANNOT: frozenset(_CANNOT.split()),
     CHANGES: frozenset(_CHANGES.split()),
     HARMLESS: frozenset(_HARMLESS.split()),
 }
 _LENGTH = ("max_steps", "num_train_epochs")  # raised, they are the same run for longer
+_OVERLOOKED = frozenset(_ASIDE.split())
 _NAME = re.compile(r"loss\.(.*\.)?name")  # of the loss, or of one that it is made of
 
 
@@ -94,6 +109,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     keys = [key for key in (*old, *(one for one in new if one not in old)) if old.get(key) != new.get(key)]
     found = [Difference(key, old.get(key), new.get(key), kind_of(key, old.get(key), new.get(key))) for key in keys]
     return sorted(found, key=lambda one: list(KINDS).index(one.kind))
+
+
+def makes_another_run(difference: Difference) -> bool:
+    """True where a finished run that differs so is not this very run: other rows, another model or other figures."""
+    return difference.key not in _OVERLOOKED and difference.key.split(".")[0] not in _OVERLOOKED
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignlab.cache import default_root, file_memory
 from alignlab.checkpoints import holds_checkpoints
-from alignlab.config import HARMLESS, RunConfig, differences, read_yaml
-from alignlab.data import sources_digest
+from alignlab.config import RunConfig, differences, is_written, makes_another_run, read_yaml
+
+from .inputs import other_inputs, refuse_other_models
 
 logger = logging.getLogger(__name__)
 
@@ -20,22 +20,15 @@ _REPLACED = ".replaced-run-"
 _MODELS = ("config.json", "adapter_config.json")
 
 
-def data_digests(config: RunConfig) -> dict[str, str]:
-    """Returns a hash of the files of each data set, by its name."""
-    sets = config.data.eval if isinstance(config.data.eval, Mapping) else {"": config.data.eval}
-    named = {"train": config.data.train} | {f"eval_{name}".rstrip("_"): one for name, one in sets.items() if one}
-    root = config.training.get("data_cache_dir") or config.training.get("score_cache_dir") or default_root()
-    return {name: sources_digest(one, file_memory(Path(root))) for name, one in named.items()}
-
-
 def is_done(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> bool:
     """True where the folder holds this very run, finished; makes room where it holds another that may go.
 
     Raises:
-        ValueError: it holds a run, a checkpoint or a model that this run would overwrite, and nothing is said of that.
+        ValueError: it holds a run, a checkpoint or a model that this run would overwrite, and nothing is said of that;
+            or checkpoints of a run that began with other weights.
     """
     asked, last = config.training.get("resume_from_checkpoint"), holds_checkpoints(folder)
-    finished, resumes = (folder / FINISHED).is_file(), asked not in (None, False)
+    finished, resumes = (folder / FINISHED).is_file() and _has_weights(folder), asked not in (None, False)
     if finished and not (others := _others(config, folder, digests)):
         logger.warning("%s holds this run, finished: there is nothing to do", folder)
         remove_replaced(folder)
@@ -47,6 +40,8 @@ def is_done(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> bool
     elif last is None and (model := _model(folder)) and _others(config, folder, digests):
         found = f"a model ({model}) that is of no run of this config"
     else:
+        if last is not None:
+            refuse_other_models(config, _sources(folder), digests, last)
         return False
     if not config.training.get("overwrite_output_dir"):
         resume = "resume_from_checkpoint: auto to continue it, or " if last is not None else ""
@@ -65,15 +60,12 @@ def _others(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> list
     told = config.to_dict()
     before = {key: value for key, value in read_yaml(folder / CONFIG).items() if key in told}
     now = {key: value for key, value in told.items() if key in before}
-    longer = ("max_steps", "num_train_epochs")
-    found = [
-        one
-        for one in differences(before, now)
-        if one.kind != HARMLESS or one.key.startswith("data.") or one.key in longer
-    ]
-    data = _sources(folder)
-    other = [name for name in digests if name in data and data[name] != digests[name]]
-    return [f"{one.key}: {one.before} -> {one.now}" for one in found] + [f"the files of {name} data" for name in other]
+    found = [one for one in differences(before, now) if makes_another_run(one)]
+    return [f"{one.key}: {one.before} -> {one.now}" for one in found] + other_inputs(_sources(folder), digests)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(path for pattern in ("*model*.safetensors", "*model*.bin") for path in folder.glob(pattern))
 
 
 def _sources(folder: Path) -> dict[str, str]:
@@ -89,11 +81,11 @@ def _model(folder: Path) -> str | None:
 
 
 def _put_aside(folder: Path, found: str) -> None:
-    """Moves all that stands in a run folder into a hidden folder in it."""
+    """Moves what a run has written into a run folder into a hidden folder in it; what else lies there stays."""
     aside = folder / f"{_REPLACED}{_first_free(folder, _REPLACED + '{}')}"
     aside.mkdir()
     for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith((".alignlab.", _REPLACED)):
+        if is_written(entry.name):
             entry.rename(aside / entry.name)
     logger.warning("%s held %s: it stands in %s until this run is whole, and is then deleted", folder, found, aside)
 

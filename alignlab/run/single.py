@@ -14,7 +14,8 @@ from alignlab.runtime import from_main, zero_stage
 from alignlab.training import PreferenceTrainer
 
 from .ending import PAGE, ending, write_page
-from .folder import data_digests, is_done
+from .folder import is_done
+from .inputs import input_digests
 from .machine import on_machine
 from .records import Records
 
@@ -38,7 +39,7 @@ def train(config: RunConfig) -> Path:
     args = config.training_args()
     folder = Path(args.output_dir)
     with only_run_in(folder), StopSignals() as signals:
-        digests = from_main(lambda: data_digests(config))
+        digests = from_main(lambda: input_digests(config))
         if from_main(lambda: is_done(config, folder, digests)):
             if args.report and not (folder / PAGE).is_file():
                 write_page(folder)

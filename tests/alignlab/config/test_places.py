@@ -63,8 +63,8 @@ def test_the_folder_of_a_model_is_refused(folder: Path, output: str, keys: dict[
         ("exp/data/run", {"data__train": "exp/data"}, "is the folder, or lies in it, that is read for data.train"),
         (
             "exp",
-            {"data__eval": "exp/pairs.jsonl", "overwrite_output_dir": "true"},
-            "would be put aside (overwrite_output_dir), and with it data.eval",
+            {"data__eval": "exp/rejected_rows.jsonl", "overwrite_output_dir": "true"},
+            "holds, under a name that the run writes to, data.eval",
         ),
     ],
 )
@@ -81,6 +81,7 @@ def test_data_that_a_write_would_harm_is_refused(folder: Path, output: str, keys
         ("sft-dpo", {"model__name_or_path": "sft"}),
         ("exp", {"data__train": "exp/pairs.jsonl"}),
         ("exp", {"data__train": "exp/data"}),
+        ("exp", {"data__train": "exp/pairs.jsonl", "overwrite_output_dir": "true"}),
         ("runs/hub", {"model__name_or_path": "hub"}),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_a_finished_run_is_not_run_again(folder: Path, caplog: pytest.LogCapture
         (("--loss.beta", "0.5"), "loss.beta: 0.1 -> 0.5"),
         (("--max_steps", "3"), "max_steps: 2 -> 3"),
         (("--learning_rate", "1e-3"), "learning_rate: 1e-06 -> 0.001"),
+        (("--max_length", "16"), "max_length: 1024 -> 16"),
+        (("--per_device_train_batch_size", "2"), "per_device_train_batch_size: 4 -> 2"),
         ((), "the files of train data"),
     ],
 )
@@ -67,6 +70,53 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(folder: Path, capsy
     assert not Path("run/.replaced-run-1").exists()
     assert model_bytes() != before
     assert load_config("run/config.yaml").training["learning_rate"] == 1e-2
+
+
+def test_what_else_lies_in_the_folder_is_no_run_and_stays(folder: Path) -> None:
+    """A run that began in a folder of work, of other runs and of a repository takes its own files back, and no more."""
+    assert main(told("--learning_rate", "1e-3")) == 0
+    others = ("notes.txt", "dpo/model.safetensors", ".git/HEAD", "config.py", "models/README.md", "data.jsonl")
+    for name in others:
+        Path("run", name).parent.mkdir(exist_ok=True)
+        Path("run", name).write_text("mine")
+    assert main(told("--overwrite_output_dir", "true", "--learning_rate", "1e-2")) == 0
+    assert [Path("run", name).read_text() for name in others] == ["mine"] * len(others)
+    assert load_config("run/config.yaml").training["learning_rate"] == 1e-2
+    assert not Path("run/.replaced-run-1").exists()
+
+
+def test_a_run_is_known_by_its_code_and_its_models_too(
+    folder: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same names, but a loss that was edited, and weights that were trained again; a model lost is made again."""
+    lines = ["from alignlab.losses import Needs", "def mine(batch, beta=0.1):"]
+    lines += ["    return (1 - beta * batch.chosen.logps.sum(-1)).relu()", "mine.needs = Needs()"]
+    Path("mine.py").write_text("\n".join(lines))
+    shutil.copytree(model_path, "start")
+    words = told("--loss.name", "mine.py:mine", "--model.name_or_path", "start", "--save_strategy", "steps")
+    assert main([*words, "--save_steps", "1"]) == 0
+    before = model_bytes()
+
+    Path("mine.py").write_text("\n".join(lines).replace("1 - beta", "2 - beta"))
+    assert main(words) == 2
+    assert "other data (the code of loss.name); set" in capsys.readouterr().err
+    Path("mine.py").write_text("\n".join(lines))
+
+    weights = Path("start/model.safetensors")
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-9000] + bytes(9000))
+    assert main(words) == 2
+    assert "other data (the files of model.name_or_path); set" in capsys.readouterr().err
+    assert main([*words, "--max_steps", "3", "--resume_from_checkpoint", "auto"]) == 2
+    assert (
+        "resume_from_checkpoint: run/checkpoint-2: cannot go on: the files of model.name_or_path are not those that "
+        "the run began with; start a new run, in another output_dir"
+    ) in capsys.readouterr().err
+    weights.write_bytes(kept)
+
+    Path("run/model.safetensors").unlink()
+    assert main([*words, "--resume_from_checkpoint", "auto"]) == 0
+    assert model_bytes() == before
 
 
 def test_a_folder_with_a_model_of_nobody_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
