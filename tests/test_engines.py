@@ -57,6 +57,7 @@ ENGINES: dict[str, tuple[list[str], int | None, dict[str, Any]]] = {
     "zero2_offload": (TORCHRUN, 2, {}),
     "zero3_offload": (TORCHRUN, 3, {}),
 }
+LAUNCHES = (("ddp", "zero1", "zero2_offload"), ("zero2",), ("zero3", "zero3_offload"))
 MORE: dict[str, list[dict[str, Any]]] = {  # what else is run where the libraries are imported already
     "one": [*({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")), EXPERTS],
     "ddp": [EXPERTS, {"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
@@ -83,19 +84,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def runs_of(engine: str) -> list[dict[str, Any]]:
+    """All losses and what else is run under an engine, each in the engine's folder."""
+    _, stage, changes = ENGINES[engine]
+    config = {} if stage is None else {"deepspeed": f"{engine}.json"}
+    runs = [*({"of": loss, **changes} for loss in LOSSES), *MORE.get(engine, [])]
+    return [{**one, **config, "name": f"{engine}/{one.get('name', one['of'])}"} for one in runs]
+
+
 @pytest.fixture(scope="module")
 def launched(folder: Path) -> Callable[[str], Path]:
-    """Runs all losses under an engine, once, and returns the folder of the runs."""
+    """Runs all losses under an engine, once, and those that share its launch; returns the folder of the runs."""
 
     @cache
-    def run(engine: str) -> Path:
-        words, stage, changes = ENGINES[engine]
-        config = {} if stage is None else {"deepspeed": f"{engine}.json"}
-        runs = [*({"of": loss, **changes} for loss in LOSSES), *MORE.get(engine, [])]
-        launch(words, folder, folder / engine, [{**one, **config} for one in runs])
+    def run(engines: tuple[str, ...]) -> None:
+        (words,) = {tuple(ENGINES[engine][0]) for engine in engines}
+        launch([*words], folder, folder, [one for engine in engines for one in runs_of(engine)])
+
+    def folder_of(engine: str) -> Path:
+        (engines,) = [one for one in LAUNCHES if engine in one]
+        run(engines)
         return folder / engine
 
-    return run
+    return folder_of
 
 
 def assert_same_losses(one: Path, other: Path, tolerance: float = 1e-4) -> None:
