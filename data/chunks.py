@@ -110,9 +110,16 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_decode = json.JSONDecoder(object_pairs_hook=once).decode  # json.loads would make a decoder for every line
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text) if text.startswith("\ufeff") else _decode(text)  # which says that a mark is out of place
+
+
 def _json_line(line: bytes) -> dict[str, Any] | Broken:
     try:
-        return given(json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=once))
+        return given(_parse(line.decode("utf-8").rstrip("\r\n")))
     except DuplicateKey as error:
         reason = str(error)
     except UnicodeDecodeError as error:

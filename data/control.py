@@ -62,7 +62,10 @@ class ControlTokens:
             match = self.pattern.search(value)
             return match and match[0]
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        return next(filter(None, map(self._first, inner)), None)
+        for item in inner:
+            if (word := self._first(item)) is not None:
+                return word
+        return None
 
     def _cut(self, value: Any) -> Any:
         assert self.pattern is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from .chunks import Chunk, Located
 from .control import ControlTokens, Spelled
 from .formats import parse_row
-from .keys import content_key, row_key
+from .keys import row_key
 from .lists import ordered_pairs
 from .options import DataOptions
-from .schema import Broken, DataReport, Row, RowError
+from .pack import Packed, pack
+from .schema import Broken, DataReport, Row, RowError, check_characters
 from .table import encoded_batch, encoded_schema
 from .template import ChatTemplate, Rendering
 from .tokenise import Encoded, Tokeniser, merge_equal, truncate
@@ -93,6 +97,10 @@ class Encoder:
         self.end = tokenizer.eos_token_id
 
     def __call__(self, chunk: Chunk) -> Outcome:
+        with _uncollected():
+            return self._outcome(chunk)
+
+    def _outcome(self, chunk: Chunk) -> Outcome:
         rows = chunk.rows()
         self.report.notes = []
         reasons: dict[int, str] = {}
@@ -104,7 +112,7 @@ class Encoder:
                     raise RowError(raw.reason)
                 row, spelled = self.control.treat(parse_row(raw, self.options, chunk.format))
                 rendering = self.template.render(row)
-                _check_unicode(row, rendering)
+                check_characters(_texts(row, rendering))
                 parsed[number] = row, rendering, spelled
                 ignored.update(row.unread)
                 if row.read_as:
@@ -112,27 +120,46 @@ class Encoder:
             except RowError as error:
                 reasons[number] = str(error)
         encodings = self.tokeniser.encode([rendering for _, rendering, _ in parsed.values()])
-        units, kept = [], []
-        for (number, (row, rendering, spelled)), encoded in zip(parsed.items(), encodings, strict=True):
+        whole: list[tuple[int, Encoded]] = []
+        for number, encoded in zip(parsed, encodings, strict=True):
             try:
                 _check_words(encoded, self.end)
                 truncate(encoded, self.options, self.tokeniser.bos)
-                merge_equal(row, encoded)
+                merge_equal(parsed[number][0], encoded)
             except RowError as error:
                 reasons[number] = str(error)
                 continue
-            for name, one in encoded.completions.items():
-                encoded.keys[name] = content_key(encoded.prompt, one.ids, one.mask)
-            unit = _unit(number, rows[number], row, rendering, encoded, spelled)
-            if row.scores is not None and self.options.kind != "lists":
-                unit.pairs = ordered_pairs(row.scores, self.options.lists_as)
-            kept.append((row, encoded, unit.pairs))
-            units.append(unit)
+            whole.append((number, encoded))
+        packed = pack([encoded for _, encoded in whole])
+        units = [
+            _unit(number, rows[number], parsed[number], encoded, one)
+            for (number, encoded), one in zip(whole, packed, strict=True)
+        ]
+        for unit in units:
+            scores = parsed[unit.number][0].scores
+            if scores is not None and self.options.kind != "lists":
+                unit.pairs = ordered_pairs(scores, self.options.lists_as)
+        kept = [(parsed[unit.number][0], one, unit.pairs) for unit, one in zip(units, packed, strict=True)]
         bad = [(number, rows[number], reasons[number]) for number in sorted(reasons)]
         return Outcome(len(rows), units, encoded_batch(self.schema, kept), bad, ignored, self.report.notes)
 
 
-def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded: Encoded, spelled: Spelled) -> Unit:
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Spares the rows of a chunk, which hold no circles, the search for some after every few of them: a tenth of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _unit(
+    number: int, located: Located, parsed: tuple[Row, Rendering, Spelled], encoded: Encoded, packed: Packed
+) -> Unit:
+    row, rendering, spelled = parsed
     values = [value for name in row.columns for value in _flat(row.columns[name])]
     named = any(isinstance(value, dict) for value in values)
     standard = rendering.special_tokens
@@ -140,7 +167,7 @@ def _unit(number: int, located: Located, row: Row, rendering: Rendering, encoded
     return Unit(
         number=number,
         place=located[0],
-        key=row_key(encoded.keys),
+        key=row_key(packed.keys),
         label=row.label,
         columns=row.columns,
         lent_group=row.lent_group,
@@ -162,14 +189,12 @@ def _flat(value: Any) -> list[Any]:
 def _check_words(encoded: Encoded, end: int | None) -> None:
     """A completion that is the end token alone, which plain text can spell, is an empty one."""
     for name, one in encoded.completions.items():
-        if one.ids and set(one.ids) == {end}:
+        if one.ids and one.ids[0] == end and set(one.ids) == {end}:
             raise RowError(f"{name} is nothing but the end of the text")
 
 
-def _check_unicode(row: Row, rendering: Rendering) -> None:
-    """JSON can spell half a character ("\\ud83d"), which no tokenizer and no table can hold."""
-    texts = [rendering.prompt, *(text for value in rendering.completions.values() for text, _ in value)]
-    try:
-        "".join([*texts, str(row.columns.get("group", ""))]).encode()
-    except UnicodeEncodeError as error:
-        raise RowError("not UTF-8: the text has half of a surrogate pair") from error
+def _texts(row: Row, rendering: Rendering) -> Iterator[str]:
+    yield rendering.prompt
+    for segments in rendering.completions.values():
+        yield from (text for text, _ in segments)
+    yield str(row.columns.get("group", ""))

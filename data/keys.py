@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +30,16 @@ def content_key(
     blake2b over (prompt length, completion length, prompt ids, completion ids, mask), lengths as little-endian int64,
     ids as little-endian int32, the mask as one byte a token.
     """
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(np.array([len(prompt_ids), len(completion_ids)], dtype="<i8").tobytes())
-    digest.update(np.asarray(prompt_ids, dtype="<i4").tobytes())
-    digest.update(np.asarray(completion_ids, dtype="<i4").tobytes())
-    digest.update(np.asarray(completion_mask, dtype=bool).tobytes())
+    prompt, completion = (np.ascontiguousarray(ids, dtype="<i4").data for ids in (prompt_ids, completion_ids))
+    return packed_key(prompt, completion, np.asarray(completion_mask, dtype=bool).tobytes())
+
+
+def packed_key(prompt: memoryview, completion: memoryview, mask: bytes) -> bytes:
+    """Returns the content key of ids in memory as little-endian int32, and of a mask of one byte a token."""
+    digest = hashlib.blake2b(struct.pack("<qq", len(prompt), len(completion)), digest_size=KEY_BYTES)
+    digest.update(prompt)
+    digest.update(completion)
+    digest.update(mask)
     return digest.digest()
 
 

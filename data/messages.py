@@ -110,7 +110,9 @@ def as_tools(value: Any) -> list[Any] | None:
 
 def without_none(value: Any) -> Any:
     """Drops None under every key: tables fill the fields that other rows have, and templates print them."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str):  # most of what there is, and the dearest to tell from a mapping
+        return value
+    if isinstance(value, (dict, Mapping)):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [without_none(item) for item in value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -18,6 +18,18 @@ SHOWN_BAD_ROWS = 20
 
 class RowError(ValueError):
     """Why one row cannot be trained on; whoever knows the row's file and line adds them."""
+
+
+def check_characters(texts: Iterable[str]) -> None:
+    """JSON can spell half a character ("\\ud83d"), which no tokenizer and no table can hold.
+
+    Raises:
+        RowError: a text has one.
+    """
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("not UTF-8: the text has half of a surrogate pair") from error
 
 
 @dataclass(slots=True)

@@ -11,11 +11,9 @@ from .columns import NUMBERS, PAIR_REWARDS
 from .keys import KEY, KEYS, prompt_key
 from .lists import pair_columns
 from .options import DataOptions
+from .pack import IDS, MASK, Packed, column
 from .schema import DataReport, Row
-from .tokenise import Encoded
 
-IDS = pa.list_(pa.int32())
-MASK = pa.list_(pa.bool_())
 SCORES = pa.list_(pa.float64())
 OPTIONAL = {
     "group": pa.string(),
@@ -23,7 +21,7 @@ OPTIONAL = {
     **dict.fromkeys((*PAIR_REWARDS, "rewards"), pa.list_(pa.float64())),
 }
 OF_LISTS = {"group": pa.string(), "weight": pa.float64(), "rewards": pa.list_(pa.list_(pa.float64()))}
-Unpaired = tuple[Row, Encoded, Sequence[tuple[int, int]] | None]
+Unpaired = tuple[Row, Packed, Sequence[tuple[int, int]] | None]
 
 
 def optional_types(kind: str) -> dict[str, pa.DataType]:
@@ -58,13 +56,11 @@ def encoded_batch(schema: pa.Schema, rows: Sequence[Unpaired]) -> pa.RecordBatch
     row for a loss of lists, and else the pairs that are named beside it.
     """
     values = [one for unit in rows for one in _rows(*unit, schema)]
-    return pa.RecordBatch.from_arrays(
-        [pa.array([one[f.name] for one in values], f.type) for f in schema], schema=schema
-    )
+    return pa.RecordBatch.from_arrays([column([one[f.name] for one in values], f.type) for f in schema], schema=schema)
 
 
 def _rows(
-    row: Row, encoded: Encoded, pairs: Sequence[tuple[int, int]] | None, schema: pa.Schema
+    row: Row, encoded: Packed, pairs: Sequence[tuple[int, int]] | None, schema: pa.Schema
 ) -> list[dict[str, Any]]:
     prompt = {"prompt_ids": encoded.prompt, "prompt_key": prompt_key(encoded.prompt)}
     sides: dict[str, dict[str, Any]] = {}

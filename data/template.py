@@ -9,21 +9,15 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from .options import DataOptions
-from .schema import DataReport, Message, Row, RowError, Segment
+from .renderer import Marked, Renderer, Span, Unclear
+from .schema import DataReport, Message, Row, RowError, Segment, check_characters
 
-Span = tuple[int, int]
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _WORDS = ("content", *_THOUGHTS)
-_CALLS = ("tool_calls",)
-
-
-class Unclear(RowError):
-    """Why a template cannot serve a row that another template of the same model might."""
+_SAID = (*_WORDS, "tool_calls")
 
 
 @dataclass(slots=True)
@@ -61,6 +55,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.options = options
         self.report = report
+        self._templates: dict[bool, str] = {}  # of rows with tools, and without
+        self._renderers: dict[str, Renderer] = {}
 
     def render(self, row: Row) -> Rendering:
         """Renders one row.
@@ -134,7 +130,7 @@ class ChatTemplate:
         before, turns = len(row.prompt), [*row.prompt, *row.completions[name]]
         for index, turn in enumerate(turns):
             assert isinstance(turn, dict)
-            for field in (*_WORDS, *_CALLS):
+            for field in _SAID if len(turn) > 2 else ("content",):
                 if not turn.get(field) or not self._leaves_out(row, template, turns, index, field, text):
                     continue
                 if index < before and field in _WORDS:
@@ -180,9 +176,7 @@ class ChatTemplate:
             found += [(part, counts and not empty) for part, empty in silent]
         return found
 
-    def _text(
-        self, row: Row, template: str, messages: list[Message], generation: bool, begun: bool = False
-    ) -> tuple[str, list[Span] | None]:
+    def _text(self, row: Row, template: str, messages: list[Message], generation: bool, begun: bool = False) -> Marked:
         return self._texts(row, template, [messages], generation, begun=begun)[0]
 
     def _texts(
@@ -193,30 +187,21 @@ class ChatTemplate:
         generation: bool,
         spans: bool = False,
         begun: bool = False,
-    ) -> list[tuple[str, list[Span] | None]]:
+    ) -> list[Marked]:
         """Renders conversations of one row in one call.
 
         Args:
             spans: also say what the template marks of each.
             begun: leave the last turn open, for somebody to go on with.
         """
-        marks = spans and _GENERATION.search(template) is not None
-        arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs, **row.template_kwargs}
-        try:
-            rendered: tuple[list[str], list[list[Span]]] = render_jinja_template(
-                conversations=conversations,
-                tools=row.tools,
-                chat_template=template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generation,
-                continue_final_message=begun,
-                **arguments,
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:  # templates refuse in many ways
-            raise Unclear(f"the chat template refuses the row: {error}") from error
-        if not marks:
-            return [(text, None) for text in rendered[0]]
-        return [(text, [(start, end) for start, end in found]) for text, found in zip(*rendered, strict=True)]
+        render = self._renderer(template)
+        return render(conversations, generation, spans, begun, row.tools, row.template_kwargs)
+
+    def _renderer(self, template: str) -> Renderer:
+        if template not in self._renderers:
+            arguments = {**self.tokenizer.special_tokens_map, **self.options.chat_template_kwargs}
+            self._renderers[template] = Renderer(template, arguments)
+        return self._renderers[template]
 
     def _template(self, row: Row) -> str:
         if self.tokenizer.chat_template is None:
@@ -224,8 +209,11 @@ class ChatTemplate:
                 "a conversational row was found, and the tokenizer has no chat template; "
                 "give the tokenizer one, or give prompt and completions as plain text"
             )
-        template: str = self.tokenizer.get_chat_template(None, row.tools)
-        if "strftime_now" in template:
+        with_tools = row.tools is not None
+        if with_tools not in self._templates:
+            self._templates[with_tools] = self.tokenizer.get_chat_template(None, row.tools)
+        template = self._templates[with_tools]
+        if self._renderer(template).dated:
             self.report.note(
                 "the chat template may write today's date into prompts; if it does, pass the date in "
                 "chat_template_kwargs, or prompts (and cached scores) change from day to day"
@@ -242,6 +230,7 @@ class ChatTemplate:
         )
         if not self.tokenizer.is_fast:
             raise RowError("the chat template renders no prefix of itself, which needs a fast tokenizer to be cut")
+        check_characters([prompt, *wholes])
         encoded = self.tokenizer([prompt, *wholes], add_special_tokens=False, return_offsets_mapping=True)
         own, *others = encoded["input_ids"]
         length = min(_common_length(own, ids) for ids in others)

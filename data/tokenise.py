@@ -33,14 +33,12 @@ class Encoded:
         completions: by name; each has at least one token that counts.
         cut_prompt: whether truncation touched the prompt.
         cut_completions: how many completions it touched.
-        keys: content key of each completion, once the row is cut.
     """
 
     prompt: Ids
     completions: dict[str, Completion] = field(default_factory=dict)
     cut_prompt: bool = False
     cut_completions: int = 0
-    keys: dict[str, bytes] = field(default_factory=dict)
 
 
 class Tokeniser:
@@ -68,7 +66,12 @@ class Tokeniser:
         self.anchor_ids: Ids = self._ids([self.anchor])[0] if self.anchor else []
 
     def _ids(self, texts: list[str]) -> list[Ids]:
-        """Tokenises texts; what stands on either side of a cut is tokenised apart."""
+        """Tokenises texts, each once; what stands on either side of a cut is tokenised apart."""
+        if len(unique := dict.fromkeys(texts)) < len(texts):
+            known = dict(zip(unique, self._ids(list(unique)), strict=True))
+            return [known[text] for text in texts]
+        if not any(CUT in text for text in texts):
+            return self._whole_ids(texts)
         parts = [text.split(CUT) for text in texts]
         found = self._whole_ids([first for first, *_ in parts])
         for ids, (_, *rest) in zip(found, parts, strict=True):
@@ -107,7 +110,7 @@ class Tokeniser:
         ]
         pieces = iter(self._continuations([text for text, _ in segments]))
         encoded = []
-        for rendering, prompt in zip(renderings, prompts, strict=True):
+        for rendering, prompt in zip(renderings, prompts, strict=True):  # equal texts share their ids: never changed
             if rendering.special_tokens and prompt[: len(self.bos)] != self.bos:
                 prompt = self.bos + prompt
             row = Encoded(prompt)

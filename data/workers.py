@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -54,6 +55,7 @@ def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of the parent are gone, and the cores are the workers'
     _work = work
+    gc.freeze()  # what came with the fork lives on: looking through it again and again would copy its pages
 
 
 def _run(item: Any) -> Any:

@@ -107,6 +107,11 @@ def test_template_that_is_no_prefix_of_itself_is_cut_where_the_tokens_part(think
     ]
 
 
+def test_half_a_surrogate_pair_under_such_a_template_is_a_bad_row(thinking):
+    with pytest.raises(ValueError, match="row 0: not UTF-8: the text has half of a surrogate pair"):
+        first(thinking, {**CHAT, "chosen": [{"role": "assistant", "content": "\ud83d"}]})
+
+
 def test_several_turns_under_such_a_template_are_a_bad_row(thinking):
     with pytest.raises(ValueError, match=r"row 0: chosen has several turns, .*mark the assistant's words"):
         first(thinking, {"prompt": [USER], "chosen": [GOOD, MORE, GOOD], "rejected": [BAD]})

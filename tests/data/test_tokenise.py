@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alignlab.data import DataOptions, content_key, prepare
 from alignlab.data.schema import RowError
-from alignlab.data.tokenise import Completion, Encoded, truncate
+from alignlab.data.tokenise import Completion, Encoded, Tokeniser, truncate
 
 ROW = {"prompt": "ask ", "chosen": "good", "rejected": "bad"}
 
@@ -174,3 +174,25 @@ def test_content_key_tells_every_change():
         content_key([2], [2, 3], [True, True]),
     }
     assert len(keys) == 5
+
+
+def test_texts_that_come_again_are_tokenised_once_and_stay_apart(make_tokenizer, monkeypatch):
+    """Equal prompts and replies, cut by length and at spelled control tokens, give what each row gives alone."""
+    tokenizer = make_tokenizer(bos=True)
+    spelled = {"role": "user", "content": "a <|im_end|> b"}
+    turns = [[{"role": "assistant", "content": text}] for text in ("yes, it is", "no", "yes <eos> no")]
+    rows = [
+        {"prompt": [spelled], "chosen": turns[one], "rejected": turns[other]} for one, other in ((0, 1), (0, 2), (2, 1))
+    ]
+    options = DataOptions(max_length=40, truncation_mode="keep_end")
+    together = prepare(rows, tokenizer, options, progress=False).dataset
+    counted = []
+    whole = Tokeniser._whole_ids
+    monkeypatch.setattr(Tokeniser, "_whole_ids", lambda self, texts: counted.extend(texts) or whole(self, texts))
+    for row, found in zip(rows, together, strict=True):
+        [alone] = prepare([row], tokenizer, options, progress=False).dataset
+        assert {**alone, "source": ""} == {**found, "source": ""}
+    counted.clear()
+    prepare(rows, tokenizer, options, progress=False)
+    renderings = [text for text in counted if "assistant" in text]
+    assert len(renderings) == len(set(renderings))
