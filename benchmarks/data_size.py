@@ -16,8 +16,10 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -68,24 +70,24 @@ def compare_with_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
     write_rows(options.folder / "conversations.jsonl", options.conversations, conversational=True)
     found = []
     for workers in (1, 2):
+        case, spent = counted(workers, "worker"), {}
         for name in ("trl", "alignlab"):
-            told = part(options.folder, name, workers)
-            found += [
-                figure("preparation", f"{name}, {workers} workers", options.conversations / told["cpu"], "rows/cpu s"),
-                figure("preparation", f"{name}, {workers} workers", options.conversations / told["clock"], "rows/s"),
-            ]
+            spent[name] = part(options.folder, name, workers)
+            found += rates("preparation", f"{name}, {case}", options.conversations, spent[name])
+        for kind, unit in {"cpu": "x per cpu s", "clock": "x per s"}.items():
+            found.append(figure("preparation, ours to TRL's", case, spent["trl"][kind] / spent["alignlab"][kind], unit))
     return found
 
 
 def compare_sizes(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows a second of the whole set and of a tenth of it, at a first start."""
+    shutil.rmtree(options.folder / "cache", ignore_errors=True)
     found = []
     for rows in (options.rows // 10, options.rows):
         write_rows(options.folder / f"pairs-{rows}.jsonl", rows, conversational=False)
         told = part(options.folder, "first", rows, options.workers)
+        found += rates("first start", f"{rows} rows, {counted(options.workers, 'worker')}", rows, told)
         found += [
-            figure("first start", f"{rows} rows, {options.workers} workers", rows / told["cpu"], "rows/cpu s"),
-            figure("first start", f"{rows} rows, {options.workers} workers", rows / told["clock"], "rows/s"),
             figure("first start", f"{rows} rows", told["bytes"] / rows, "bytes/row"),
             figure("first start", f"{rows} rows, the process that prepares", told["peak"], "MB peak"),
         ]
@@ -98,8 +100,9 @@ def start_again(options: argparse.Namespace) -> list[dict[str, Any]]:
     part(options.folder, "first", options.rows, options.workers)
     found = []
     for ranks in (1, 2):
-        for name, value, unit in part(options.folder, "again", options.rows, ranks=ranks)["figures"]:
-            found.append(figure(f"second start, {name}", f"{options.rows} rows, {ranks} ranks", value, unit))
+        case = f"{options.rows} rows, {counted(ranks, 'rank')}"
+        told = part(options.folder, "again", options.rows, ranks=ranks)["figures"]
+        found += [figure(f"second start, {name}", case, value, unit) for name, value, unit in told]
     return found
 
 
@@ -115,6 +118,15 @@ def open_scores(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 MEASURES = {"trl": compare_with_trl, "growth": compare_sizes, "start": start_again, "cache": open_scores}
+
+
+def rates(measure: str, case: str, rows: int, told: dict[str, float]) -> list[dict[str, Any]]:
+    units = {"cpu": "rows/cpu s", "clock": "rows/s"}
+    return [figure(measure, case, rows / told[kind], unit) for kind, unit in units.items()]
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def figure(measure: str, case: str, value: float, unit: str) -> dict[str, Any]:
@@ -140,22 +152,20 @@ def trl(folder: Path, workers: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
     disable_caching()
-    rows = load_dataset("json", data_files=str(folder / "conversations.jsonl"), cache_dir=str(folder / "trl"))["train"]
-    args = package.DPOConfig(
-        output_dir=str(folder / "trl-run"), report_to="none", bf16=False, dataset_num_proc=workers, use_cpu=True
-    )
+    kwargs: dict[str, Any] = {"report_to": "none", "bf16": False, "dataset_num_proc": workers, "use_cpu": True}
+    args = package.DPOConfig(output_dir=str(folder / "trl-run"), **kwargs)
     tokenizer, saved = make_tokenizer(), folder / "model"
     AutoModelForCausalLM.from_config(tiny()).save_pretrained(saved)
     tokenizer.save_pretrained(saved)
     model = AutoModelForCausalLM.from_pretrained(saved)
-    began = stopwatch()
-    package.DPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-    return began()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        began = stopwatch()  # both read the file: ours does nothing before it either
+        rows = load_dataset("json", data_files=str(folder / "conversations.jsonl"), cache_dir=scratch)["train"]
+        package.DPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+        return began()
 
 
 def alignlab(folder: Path, workers: int) -> dict[str, float]:
-    import tempfile
-
     from alignlab.data import DataOptions, prepare
 
     tokenizer, began = make_tokenizer(), stopwatch()
@@ -171,8 +181,7 @@ def first(folder: Path, rows: int, workers: int) -> dict[str, float]:
 
     tokenizer, began = make_tokenizer(), stopwatch()
     sets = PreparedSets(folder / "cache", workers, progress=False)
-    options = DataOptions(max_length=1024)
-    found = sets.open(str(folder / f"pairs-{rows}.jsonl"), tokenizer, options)
+    found = sets.open(str(folder / f"pairs-{rows}.jsonl"), tokenizer, DataOptions(max_length=1024))
     size = sum(Path(one["filename"]).stat().st_size for one in found.dataset.cache_files)
     return began() | {"bytes": size, "peak": peak()}
 
@@ -205,9 +214,8 @@ def again(folder: Path, rows: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny())
     source = str(folder / f"pairs-{rows}.jsonl")
-    trainer = PreferenceTrainer(
-        model, args, {"name": "simpo"}, source, processing_class=make_tokenizer(), callbacks=[Watch()]
-    )
+    more: dict[str, Any] = {"processing_class": make_tokenizer(), "callbacks": [Watch()]}
+    trainer = PreferenceTrainer(model, args, {"name": "simpo"}, source, **more)
     trainer.train()
     data = trainer.train_dataset.with_format("numpy")
     for start in range(0, len(data), 1000):

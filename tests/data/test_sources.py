@@ -2,13 +2,15 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from alignlab.data import DataOptions, prepare
+from alignlab.data import DataOptions, prepare, prepared_key
 from alignlab.data.schema import Broken
 from alignlab.data.sources import Source, open_sources
 
@@ -181,3 +183,60 @@ def test_a_csv_file_with_a_column_twice_is_refused(tmp_path, tokenizer):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,chosen\np,a,b,c\n")
     with pytest.raises(ValueError, match=r"rows\.csv: the csv file has the column 'chosen' more than once"):
         prepare(tmp_path / "rows.csv", tokenizer, progress=False)
+
+
+# ---- streams of the hub, which a folder stands for -------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one set, ``nobody/rows``; returns its revisions, the last of which it is at, and what was asked."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = [{"prompt": f"ask {number}", "chosen": "good", "rejected": "bad"} for number in range(30)]
+    for split in ("train", "test"):
+        lines = [json.dumps({**row, "prompt": f"{split} {row['prompt']}"}) for row in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    load, told = datasets.load_dataset, SimpleNamespace(revisions=["a1"], asked=[])
+
+    def load_dataset(path, **kwargs):
+        told.asked.append((path, kwargs))
+        return load(str(folder), **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    info = lambda _, path: SimpleNamespace(sha=told.revisions[-1])  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    return told
+
+
+def test_a_hub_stream_is_read_row_by_row_with_the_place_of_each(tokenizer, hub):
+    source = {"path": "nobody/rows", "split": "test", "streaming": True}
+    found = prepare([source], tokenizer, progress=False)
+    assert hub.asked == [("nobody/rows", {"name": None, "split": "test", "streaming": True})]
+    assert found.dataset["source"][:] == [f"nobody/rows:{number}" for number in range(1, 31)]
+    assert tokenizer.decode(found.dataset[29]["prompt_ids"]) == "test ask 29"
+    whole = prepare([{**source, "streaming": False}], tokenizer, progress=False)
+    assert found.dataset[:] == whole.dataset[:]
+
+
+def test_a_hub_stream_is_known_by_its_revision_and_not_gone_through(tokenizer, hub, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", lambda self: pytest.fail("it was gone through"))
+
+    def key(**more):
+        sources = open_sources([{"path": "nobody/rows", "streaming": True, **more}])
+        return prepared_key(sources, tokenizer, DataOptions(), 0, tmp_path)
+
+    first = key()
+    assert first == key()
+    assert first != key(split="test")
+    hub.revisions.append("b2")
+    assert first != key()
+
+
+def test_a_hub_that_cannot_be_asked_for_its_revision_is_named(tokenizer, hub, monkeypatch, tmp_path):
+    def unreachable(*_):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(ValueError, match=r"nobody/rows: the hub does not say its revision \(ConnectionError\)"):
+        prepared_key(open_sources({"path": "nobody/rows", "streaming": True}), tokenizer, DataOptions(), 0, tmp_path)
