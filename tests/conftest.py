@@ -25,9 +25,9 @@ LONGEST = ("slurm_real", "engines", "drills", "zoo_trainer", "repro", "engine_nu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no worker is left with one of them when the others are done."""
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    """The longest files first and the rooms' last, so that no worker is left with minutes when the others are done."""
+    places, top = {f"test_{name}": place for place, name in enumerate(LONGEST)}, Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.stem, len(places) + (item.path.parent != top)))
 
 
 @pytest.fixture(scope="session")
