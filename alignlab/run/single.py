@@ -18,6 +18,7 @@ from .folder import is_done
 from .inputs import input_digests
 from .machine import on_machine
 from .records import Records
+from .trackers import tracking
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,13 @@ def _train(config: RunConfig, args: PreferenceConfig, digests: Mapping[str, str]
     folder = Path(args.output_dir)
     trainer.add_callback(Records(folder, config, trainer, digests))
     trainer.early_stop.signals = signals
-    samples = _samples(trainer, folder)
+    with tracking(config, trainer):
+        _run(config, trainer, _samples(trainer, folder))
+    return folder
+
+
+def _run(config: RunConfig, trainer: PreferenceTrainer, samples: SampleAnswers | None) -> None:
+    args, folder = trainer.args, Path(trainer.args.output_dir)
     result = trainer.train(resume_from_checkpoint=_checkpoint(args))
     if trainer.early_stop.reason is not None:
         raise StoppedEarly(f"{trainer.early_stop.reason}; resume_from_checkpoint: auto goes on")
@@ -67,7 +74,6 @@ def _train(config: RunConfig, args: PreferenceConfig, digests: Mapping[str, str]
         except OSError as error:
             whole, missing = ", ".join(list(parts)[:done]) or "nothing of the end", ", ".join(list(parts)[done:])
             raise OSError(f"{name}: {error}. Whole in {folder}: {whole}; missing: {missing}") from error
-    return folder
 
 
 def _samples(trainer: PreferenceTrainer, folder: Path) -> SampleAnswers | None:
