@@ -23,6 +23,7 @@ from .set_identity import prepared_key
 from .show import peek
 from .shown import as_values, printable, render
 from .sources import open_sources
+from .texts import TextReader
 
 if TYPE_CHECKING:
     from . import toy
@@ -56,6 +57,7 @@ __all__ = [
     "Statistics",
     "StepCut",
     "StepSampler",
+    "TextReader",
     "as_values",
     "attention_plan",
     "check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,7 +77,9 @@ class Judge:
 
 
 def by_rewards(reward: float, reference: float) -> Verdict:
-    """Returns the verdict of the higher reward."""
+    """Returns the verdict of the higher reward; none where one of them is no number."""
+    if math.isnan(reward) or math.isnan(reference):
+        return Verdict(None, note="a text has no reward")
     return Verdict(0.5 if reward == reference else float(reward > reference), reward, reference)
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignlab.cache import fingerprint_model
-from alignlab.models import pad_token_id, torch_dtype
+from alignlab.config import ModelOptions, holds_adapter
+from alignlab.data import RowError, ScoredSequence, TextReader, layout_sequences
+from alignlab.models import load_model, pad_token_id, reading_of, torch_dtype
 from alignlab.runtime import unsharded
+from alignlab.scoring import base_of, values
 
 from .judge import Comparison, Judge, Prompt, Verdict, by_rewards, prompt_text
 
@@ -22,7 +28,7 @@ class RewardOptions:
     """How a reward model is loaded and run.
 
     Attributes:
-        batch_size: texts a forward. max_length: tokens, cut on the left.
+        batch_size: texts a forward. max_length: tokens, cut on the left; one of ours is cut as it was trained.
         dtype: of the weights; "auto" as they were saved.
     """
 
@@ -34,7 +40,9 @@ class RewardOptions:
 class RewardModel(Judge):
     """A sequence classifier with one output: the completion with the higher reward wins.
 
-    Messages go through its chat template where it has one; other prompts are put right before the completion.
+    Messages go through its chat template where it has one; other prompts are put right before the completion. One that
+    was trained here says in ``reward_model.json`` how its rows became tokens: texts are read in the same way, and its
+    value at the same token, so that rewards are those that it had in training.
 
     Args:
         path: folder or hub id.
@@ -45,12 +53,13 @@ class RewardModel(Judge):
     def __init__(self, path: str, options: RewardOptions = RewardOptions()) -> None:
         self.description = f"reward model {path}"
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right", truncation_side="left")
-        with unsharded():
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch_dtype(options.dtype))
+        record = reading_of(path)
+        self.reader = None if record is None else TextReader(self.tokenizer, record["reading"])
+        model = _load(path, options.dtype, 1 if record is None else record["outputs"])
         if model.config.num_labels != 1:
             raise ValueError(f"judge: {path} has {model.config.num_labels} outputs; a reward model has one")
         self.pad = pad_token_id(self.tokenizer)
-        model.config.pad_token_id = self.pad  # it reads the reward at the last token that is not padding
+        base_of(model).config.get_text_config().pad_token_id = self.pad  # the reward is read at the last other token
         self.model, self.options = model.eval().requires_grad_(False), options
         self._fingerprint: str | None = None
 
@@ -73,10 +82,12 @@ class RewardModel(Judge):
         return f"{self._fingerprint} {self.options.max_length}"
 
     def rewards(self, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
-        """Returns the reward of each completion of a prompt."""
+        """Returns the reward of each completion of a prompt; NaN for one that its model cannot read."""
         device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
         self.model.to(device)
         found: list[float] = []
+        if self.reader is not None:
+            return self._read(self.reader, texts)
         for start in range(0, len(texts), self.options.batch_size):
             rows = [self._ids(*text) for text in texts[start : start + self.options.batch_size]]
             width = max(map(len, rows))
@@ -84,6 +95,25 @@ class RewardModel(Judge):
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
             with torch.no_grad():
                 found += self._last(ids, mask)
+        return found
+
+    def _read(self, reader: TextReader, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """Returns rewards as a model of ours was trained to give them."""
+        found, rows = [math.nan] * len(texts), list[tuple[int, ScoredSequence]]()
+        for index, (prompt, answer) in enumerate(texts):
+            plain = prompt_text(prompt) if self.tokenizer.chat_template is None else prompt
+            try:
+                ids = [np.array(part, dtype=np.int64) for part in reader.ids(plain, answer)]
+            except RowError:
+                continue
+            rows.append((index, ScoredSequence(ids[0], ids[1], np.ones(len(ids[1]), dtype=bool))))
+        for start in range(0, len(rows), self.options.batch_size):
+            batch = rows[start : start + self.options.batch_size]
+            layout = send_to_device(layout_sequences([one for _, one in batch], self.pad), self.model.device)
+            with torch.no_grad():
+                rewards = values(self.model, layout)[0, :, 0].tolist()
+            for (index, _), reward in zip(batch, rewards, strict=True):
+                found[index] = reward
         return found
 
     def _last(self, ids: Tensor, mask: Tensor) -> list[float]:
@@ -104,3 +134,11 @@ class RewardModel(Judge):
             return ids[-self.options.max_length :]
         whole: list[int] = self.tokenizer(prompt_text(prompt) + completion)["input_ids"]
         return whole[-self.options.max_length :]
+
+
+def _load(path: str, dtype: str, outputs: int) -> Any:
+    """Returns a sequence classifier; an adapter of one on its base."""
+    with unsharded():
+        if holds_adapter(path):
+            return load_model(ModelOptions(path, dtype=dtype), outputs=outputs)  # type: ignore[arg-type]
+        return AutoModelForSequenceClassification.from_pretrained(path, dtype=torch_dtype(dtype))

@@ -149,9 +149,9 @@ def merge_adapter(model: Any, folder: Path, tokenizer: PreTrainedTokenizerBase) 
     """
     if not is_peft(model):
         raise ValueError("model.merge_adapter: the trained model has no adapter to merge")
-    save_reading(model, folder)
     merged = model.merge_and_unload() if not is_quantised(model) else _merged_dequantised(model)
     merged.save_pretrained(folder)
+    save_reading(model, folder)
     tokenizer.save_pretrained(folder)
 
 
