@@ -42,12 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     shown = with_examples("alignlab eval runs/dpo --data held-out.jsonl --output eval.json", sampled)
     parser = argparse.ArgumentParser(prog="alignlab eval", description=text, allow_abbrev=False, **shown)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder or hub id; a folder with an adapter brings its base")
+    add(
+        "model",
+        metavar="MODEL",
+        help="folder or hub id of a language model or a reward model; an adapter brings its base",
+    )
     add(
         "--data",
         required=True,
         metavar="FILE",
-        help="held-out pairs: a file, a folder or a hub id",
+        help="held-out pairs: a file, a folder or a hub id; for a reward model also rows of RewardBench 2",
     )
     add("--reference", metavar="MODEL", help="what rewards and divergence are measured against")
     add("--tokenizer", metavar="PATH", help="by default that of MODEL")
@@ -95,7 +99,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
     from alignlab.evaluation import flat
 
     found = []
-    for part, title in (("pairs", "held-out pairs"), ("answers", "sampled answers")):
+    for part, title in (("pairs", "held-out pairs"), ("bench", "RewardBench 2"), ("answers", "sampled answers")):
         if part not in result:
             continue
         table = Table("figure", "value", title=title, title_justify="left")

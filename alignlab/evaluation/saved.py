@@ -17,7 +17,7 @@ from torch import nn
 from alignlab import models
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import Dtype, ModelOptions
-from alignlab.data import DataOptions, DataReport
+from alignlab.data import DataOptions, DataReport, TextReader, open_sources
 from alignlab.judges import Judge, build_judge
 from alignlab.runtime import describe_environment, workers_of_a_rank
 from alignlab.scoring import choose_layout
@@ -26,6 +26,7 @@ from .answers import AnswerRow, answer_rows, judge_answers
 from .drawing import Sampling
 from .figures import answer_figures, pair_figures
 from .pairs import PairRow, score_pairs
+from .rewards import bench_figures, is_bench, reward_bench, reward_figures, reward_pairs
 
 Result = dict[str, Any]
 
@@ -35,8 +36,8 @@ class EvalOptions:
     """What is evaluated, on what, and how.
 
     Attributes:
-        model: folder or hub id of the model; a folder with an adapter brings its base.
-        data: file, folder or hub id of preference pairs.
+        model: folder or hub id of a language model or a reward model; a folder with an adapter brings its base.
+        data: file, folder or hub id of preference pairs; for a reward model also of rows of RewardBench 2.
         reference: the model that rewards and divergence are measured against.
         tokenizer: by default the model's.
         beta: of the reward beta (log p - log q): calibration depends on it, accuracy does not.
@@ -89,6 +90,9 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
     say = say if state.is_main_process else lambda _: None
+    outputs = models.outputs_of(options.model)
+    if outputs is not None:
+        return _evaluate_rewards(options, outputs, state, say)
     judge = None if options.judge is None or not state.is_main_process else build_judge(options.judge)
     with _named("--tokenizer" if options.tokenizer else "model"):
         tokenizer = models.load_tokenizer(_model_options(options, options.model))
@@ -118,8 +122,58 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
         say(f"judging {len(answers)} answers by {judge.description}")
         judge_answers(judge, answers)
     result = _result(options, prepared.report, pairs, answers, judge)
-    _write(options, result, pairs, answers)
+    _write(options, result, {"pair": pairs, "answer": answers})
     return result
+
+
+def _evaluate_rewards(options: EvalOptions, outputs: int, state: PartialState, say: Callable[[str], None]) -> Result:
+    """Evaluates a reward model on pairs by subset, or on rows of RewardBench 2, read as its training rows were."""
+    for name, why in (("reference", "needs no reference"), ("generate", "writes no answers")):
+        if getattr(options, name):
+            raise ValueError(f"--{name}: {options.model} is a reward model, which {why}")
+    with _named("model"):
+        loaded = models.load_model(_model_options(options, options.model), outputs=outputs)
+        model: Any = loaded.requires_grad_(False).eval()
+        model = model if models.is_quantised(model) else model.to(state.device)
+    with _named("--tokenizer" if options.tokenizer else "model"):
+        tokenizer = models.load_tokenizer(_model_options(options, options.model))
+    record = models.reading_of(options.model)
+    reading = {"max_length": options.max_length} if record is None else record["reading"]
+    pad = models.pad_token_id(tokenizer)
+    models.settle_reading(model, tokenizer, pad, outputs, reading)
+    mode = choose_layout(options.layout, [model], pad)
+    result: Result = {"model": options.model, "data": options.data, "outputs": outputs, "reading": reading}
+    source = _as_groups(options.data)
+    rows: list[Any]
+    if source is None:
+        raw = [one for part in open_sources(options.data) for one in part.read()]
+        say(f"{len(raw)} rows of RewardBench 2")
+        rows = reward_bench(model, raw, TextReader(tokenizer, reading), pad, mode)  # type: ignore[arg-type]
+        result["bench"] = bench_figures(rows)
+    else:
+        sets = PreparedSets(default_root(), workers_of_a_rank(), state.is_main_process)
+        prepared = sets.open(source, tokenizer, DataOptions(**reading), options.seed)
+        say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} pairs")
+        shown = state.is_main_process
+        rows = reward_pairs(model, prepared.dataset, pad, batch_size=options.batch_size, mode=mode, progress=shown)
+        result |= {"data_fingerprint": prepared.report.fingerprint, "rows_truncated": prepared.report.rows_truncated}
+        result["pairs"] = reward_figures(rows)
+    if not state.is_main_process:
+        return {}
+    result["environment"] = describe_environment()
+    _write(options, result, {"bench" if source is None else "pair": rows})
+    return result
+
+
+def _as_groups(data: str) -> Any:
+    """Returns where pairs are, a column ``subset`` being their group where they have none; None: of RewardBench 2."""
+    [part] = open_sources(data)
+    first = next((raw for _, raw in part.read() if isinstance(raw, Mapping)), {})
+    if is_bench(first):
+        return None
+    if first.get("subset") is not None and first.get("group") is None:
+        return {"path": data, "columns": {"group": "subset"}}
+    return data
 
 
 def _model_options(options: EvalOptions, path: str) -> ModelOptions:
@@ -161,13 +215,13 @@ def _result(
     return {**result, "environment": describe_environment()}
 
 
-def _write(options: EvalOptions, result: Result, pairs: Iterable[PairRow], answers: Iterable[AnswerRow]) -> None:
+def _write(options: EvalOptions, result: Result, parts: Mapping[str, Iterable[Any]]) -> None:
     if options.output is not None:
         text = json.dumps(_without_nan(result), indent=2, ensure_ascii=False, allow_nan=False)
         options.output.write_text(text + "\n", encoding="utf-8")
     if options.rows is not None:
         with options.rows.open("w", encoding="utf-8") as file:
-            for kind, rows in (("pair", pairs), ("answer", answers)):
+            for kind, rows in parts.items():
                 for row in rows:
                     line = _without_nan({"kind": kind, **asdict(row)})
                     file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

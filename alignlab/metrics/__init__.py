@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import formulas
+from . import formulas, rewardbench
 from .statistics import Figures, standard_error
 
-__all__ = ["Figures", "formulas", "load", "names", "path", "standard_error"]
+__all__ = ["Figures", "formulas", "load", "names", "path", "rewardbench", "standard_error"]
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_METRICS = ("__init__", "formulas", "ngrams", "statistics")
+_NOT_METRICS = ("__init__", "formulas", "ngrams", "rewardbench", "statistics")
 
 
 def names() -> list[str]:
