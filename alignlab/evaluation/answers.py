@@ -146,7 +146,7 @@ def _assembled(
         _text(tokenizer, tokens),
         dialogue[1],
         tokens=len(tokens),
-        reference_tokens=int(np.sum(drawn.fields[f"{drawn.better}_mask"])),
+        reference_tokens=int(drawn.better.mask.sum()),
         finished=int(tokens[-1]) in ends,
         logp=sum(scores.logps),
         log_ratios=scores.log_ratios,
@@ -156,7 +156,7 @@ def _assembled(
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, drawn: Drawn) -> Dialogue:
     """Returns prompt and chosen completion from the row's token ids."""
-    return _text(tokenizer, drawn.fields["prompt_ids"]), _text(tokenizer, drawn.fields[f"{drawn.better}_ids"])
+    return _text(tokenizer, drawn.fields["prompt_ids"]), _text(tokenizer, drawn.better.completion)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.data import ScoredSequence
+from alignlab.data import LIST, ScoredSequence, sequence
 from alignlab.sampling import sample_answers
 
 from .shares import share
@@ -55,9 +55,11 @@ class Drawn:
         return str(self.fields["source"])
 
     @property
-    def better(self) -> str:
-        """The field of the completion that answers are held against."""
-        return "chosen" if "chosen_ids" in self.fields else "completion"
+    def better(self) -> ScoredSequence:
+        """The completion that answers are held against: chosen, or the best of a list."""
+        if f"{LIST}_ids" in self.fields:
+            return sequence(self.fields, LIST, int(np.argmax(self.fields["scores"])))
+        return sequence(self.fields, "chosen" if "chosen_ids" in self.fields else "completion")
 
 
 def first_of_each_prompt(dataset: Any, count: int) -> list[int]:

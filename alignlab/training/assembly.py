@@ -111,7 +111,7 @@ def check_token_ids(policy: nn.Module, tokenizer: Any, sets: Sequence[Any]) -> N
 
 def _largest_id(dataset: Any) -> int:
     columns = [name for name in dataset.column_names if name.endswith("_ids")]
-    values = (pc.max(pc.list_flatten(dataset.data.column(name))).as_py() for name in columns)
+    values = (pc.max(pc.list_flatten(dataset.data.column(name), recursive=True)).as_py() for name in columns)
     return max((one for one in values if one is not None), default=-1)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.data import PROMPT
-from alignlab.losses import Labelled, LossOutput, Needs, Pairs, Scored
+from alignlab.data import LIST, PROMPT
+from alignlab.losses import Batch, Labelled, Listed, LossOutput, Needs, Pairs, Scored
 from alignlab.reference import REFERENCE
 
 T = TypeVar("T")
@@ -26,17 +26,24 @@ class FrozenScores:
 
 
 def _scored(
-    index: int, layout: Mapping[str, Any], policy: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
+    index: int | slice, layout: Mapping[str, Any], policy: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
 ) -> Scored:
-    """Returns field ``index`` of a scored layout; log-probabilities that nothing was to score are NaN."""
-    mask = layout["mask"][index]
+    """Returns field ``index`` of a scored layout, ``[N, T]``, or K fields as those of lists, ``[N, K, T]``.
+
+    Log-probabilities that nothing was to score are NaN.
+    """
+
+    def of(values: Tensor) -> Tensor:
+        return values[index].transpose(0, 1) if isinstance(index, slice) else values[index]
+
+    mask = of(layout["mask"])
     if "values" in policy:
-        return Scored(torch.full(mask.shape, torch.nan, device=mask.device), mask, values=policy["values"][index])
-    scored = Scored(policy["logps"][index], mask)
-    scored.kl = policy["kl"][index] if "kl" in policy else None
-    scored.second_moment = policy["second_moment"][index] if "second_moment" in policy else None
-    scored.ref_logps = frozen[REFERENCE][index] if REFERENCE in frozen else None
-    scored.scorers = {name: values[index] for name, values in frozen.items() if name != REFERENCE}
+        return Scored(torch.full(mask.shape, torch.nan, device=mask.device), mask, values=of(policy["values"]))
+    scored = Scored(of(policy["logps"]), mask)
+    scored.kl = of(policy["kl"]) if "kl" in policy else None
+    scored.second_moment = of(policy["second_moment"]) if "second_moment" in policy else None
+    scored.ref_logps = of(frozen[REFERENCE]) if REFERENCE in frozen else None
+    scored.scorers = {name: of(values) for name, values in frozen.items() if name != REFERENCE}
     return scored
 
 
@@ -46,7 +53,7 @@ def loss_batch(
     policy: Mapping[str, Tensor],
     frozen: FrozenScores,
     mismatched: Mapping[str, Tensor] | None = None,
-) -> Pairs | Labelled:
+) -> Batch:
     """Returns what a loss is given: the rows of a micro-batch that count, fillers left out.
 
     Args:
@@ -54,24 +61,29 @@ def loss_batch(
         mismatched: scores of ``batch["mismatched"]`` under the policy.
     """
     layout, columns = batch["completions"], batch["columns"]
-    scored = {
-        name: _scored(index, layout, policy, frozen.completions)
-        for index, name in enumerate(layout["fields"])
-        if name != PROMPT
-    }
+    names = [name for name in layout["fields"] if name != PROMPT]  # it comes last
+    indices: Mapping[str, int | slice] = {name: index for index, name in enumerate(names)}
+    if needs.data == "lists":
+        indices = {LIST: slice(len(names))}
+    scored = {name: _scored(index, layout, policy, frozen.completions) for name, index in indices.items()}
     if PROMPT in layout["fields"]:
         index = layout["fields"].index(PROMPT)
         for one in scored.values():
             one.prompt_logps, one.prompt_mask = policy["logps"][index], layout["mask"][index]
-    if "rewards" in columns:
+    if "rewards" in columns and needs.data == "lists":
+        scored[LIST].rewards = columns["rewards"].transpose(0, 1)
+    elif "rewards" in columns:
         for one, rewards in zip(scored.values(), columns["rewards"], strict=False):
             one.rewards = rewards
     shared = {name: columns.get(name) for name in ("group", "weight")}
-    if needs.data == "labelled":
+    result: Batch
+    if needs.data == "lists":
+        result = Listed(scored[LIST], columns["scores"], **shared)
+    elif needs.data == "labelled":
         other = None
         if mismatched is not None:
             other = _scored(0, batch["mismatched"], mismatched, frozen.mismatched)
-        result: Pairs | Labelled = Labelled(scored["completion"], columns["label"], mismatched=other, **shared)
+        result = Labelled(scored["completion"], columns["label"], mismatched=other, **shared)
     else:
         numbers = {name: columns.get(name) for name in ("margin", "score_chosen", "score_rejected")}
         rejected = scored.get("rejected") or _without_tokens(scored["chosen"])
@@ -108,11 +120,11 @@ def take_rows(value: T, rows: Tensor | None) -> T:
     return value
 
 
-def contributions(output: LossOutput, batch: Pairs | Labelled) -> Tensor:
+def contributions(output: LossOutput, batch: Batch) -> Tensor:
     """Returns what each row adds to the objective before it is divided by the step's number of rows: w_i * loss_i."""
     return output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss.dtype)
 
 
-def any_scores(batch: Pairs | Labelled) -> Tensor:
+def any_scores(batch: Batch) -> Tensor:
     """Returns scores that keep the micro-batch's graph, also where no row counts."""
-    return (batch.completions if isinstance(batch, Labelled) else batch.chosen).leading
+    return (batch.chosen if isinstance(batch, Pairs) else batch.completions).leading

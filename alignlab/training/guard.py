@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignlab.losses import Labelled, Pairs, Scored
+from alignlab.losses import Batch, Labelled, Listed, Scored
 from alignlab.runtime import evaluating
 from alignlab.scoring import jolted
 
@@ -92,7 +92,7 @@ def _distance(scored: Scored, logps: Tensor) -> Tensor:
 
 
 def check_reference(
-    batch: Pairs | Labelled,
+    batch: Batch,
     quiet: Quiet,
     rows: Tensor,
     dataset: Any,
@@ -114,9 +114,7 @@ def check_reference(
     """
     if len(batch) == 0:
         return
-    sides = {"completion": batch.completions} if isinstance(batch, Labelled) else {}
-    sides |= {"chosen": batch.chosen, "rejected": batch.rejected} if isinstance(batch, Pairs) else {}
-    sides = {name: one for name, one in sides.items() if name in quiet.fields}
+    sides = {name: one for name, one in _sides(batch, quiet.fields).items() if name in quiet.fields}
     distance = torch.stack([_distance(one, quiet.of(name)) for name, one in sides.items()])
     largest = distance.max().item()
     if not from_policy:
@@ -139,6 +137,17 @@ def check_reference(
     if stop:
         raise ValueError(f"{message}. To train all the same, set allow_reference_mismatch: true")
     logger.warning(message)
+
+
+def _sides(batch: Batch, fields: Sequence[str]) -> dict[str, Scored]:
+    """Returns the completions of a batch by their field; a list's stand in the order of the layout's fields."""
+    if isinstance(batch, Labelled):
+        return {"completion": batch.completions}
+    if isinstance(batch, Listed):
+        each = (getattr(batch.completions, name).unbind(1) for name in ("logps", "mask", "ref_logps"))
+        parts = zip(*each, strict=True)
+        return {field: Scored(*part) for field, part in zip(fields, parts, strict=False)}  # the prompt's comes last
+    return {"chosen": batch.chosen, "rejected": batch.rejected}
 
 
 def _limits(distance: Tensor, counts: Tensor, quiet: Quiet, tolerance: float | None) -> Tensor:

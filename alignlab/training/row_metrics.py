@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.losses import Labelled, LossOutput, Pairs, Scored
+from alignlab.losses import Batch, Labelled, Listed, LossOutput, Scored
 from alignlab.runtime import gathered
 
 from .batch import contributions, real_rows, take_rows
+from .list_metrics import ends, list_means, orders
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
@@ -37,10 +38,12 @@ def _completion_metrics(name: str, scored: Scored, where: Tensor | None = None) 
     }
 
 
-def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, ...]) -> Metrics:
+def row_metrics(output: LossOutput, batch: Batch, groups: tuple[str, ...]) -> Metrics:
     """Returns name -> (sum, count) over the rows of a micro-batch, under TRL's names, plus the loss's own metrics.
 
-    Accuracy is the share of pairs with chosen reward > rejected reward, strictly: 0 where policy == reference.
+    Accuracy is the share of pairs with chosen reward > rejected reward, strictly: 0 where policy == reference. Of a
+    list the best completion stands for chosen and the worst for rejected (the mean of equally good ones), and its
+    accuracy is the share of its pairs that are ordered right, so that every list counts the same.
     """
     metrics: Metrics = {"objective": _sum_count(contributions(output, batch))}
     if isinstance(batch, Labelled):
@@ -50,6 +53,8 @@ def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, 
         if output.rewards is not None:
             metrics["rewards/chosen"] = _sum_count(output.rewards, good)
             metrics["rewards/rejected"] = _sum_count(output.rewards, ~good)
+    elif isinstance(batch, Listed):
+        metrics |= _list_metrics(output, batch, groups)
     else:
         metrics |= _completion_metrics("chosen", batch.chosen)
         if batch.rejected.mask.shape[1]:  # a loss that does without it has it scored in evaluation only
@@ -57,19 +62,37 @@ def row_metrics(output: LossOutput, batch: Pairs | Labelled, groups: tuple[str, 
         if output.chosen_rewards is not None and output.rejected_rewards is not None:
             chosen, rejected = output.chosen_rewards, output.rejected_rewards
             metrics["rewards/chosen"], metrics["rewards/rejected"] = _sum_count(chosen), _sum_count(rejected)
-            metrics |= margin_metrics(chosen - rejected, batch.group, groups)
+            margins = chosen - rejected
+            metrics |= margin_metrics(margins, margins > 0, batch.group, groups)
     if batch.group is not None:
         for index, name in enumerate(groups):
             metrics[f"group/{name}/loss"] = _sum_count(output.loss, batch.group == index)
     return metrics | output.metrics  # a loss that weighs rows knows better what to call a group's loss
 
 
-def margin_metrics(margins: Tensor, group: Tensor | None, groups: tuple[str, ...]) -> Metrics:
+def _list_metrics(output: LossOutput, batch: Listed, groups: tuple[str, ...]) -> Metrics:
+    scored, metrics = batch.completions, Metrics()
+    lengths, best_and_worst = scored.mask.sum(-1), ends(batch)
+    for name, where in zip(("chosen", "rejected"), best_and_worst, strict=True):
+        metrics[f"lengths/{name}"] = _sum_count(list_means(lengths, where))
+        if scored.values is None:
+            metrics[f"logps/{name}"] = _sum_count(list_means(scored.sum_logps, where))
+            metrics[f"logps_per_token/{name}"] = _sum_count(list_means(scored.sum_logps / lengths.clamp(min=1), where))
+    if output.rewards is not None:
+        chosen, rejected = (list_means(output.rewards, where) for where in best_and_worst)
+        metrics["rewards/chosen"], metrics["rewards/rejected"] = _sum_count(chosen), _sum_count(rejected)
+        found = orders(output, batch)
+        metrics |= margin_metrics(chosen - rejected, found.pop("accuracies"), batch.group, groups)
+        metrics |= {f"rewards/{name}": _sum_count(values) for name, values in found.items()}
+    return metrics
+
+
+def margin_metrics(margins: Tensor, accuracies: Tensor, group: Tensor | None, groups: tuple[str, ...]) -> Metrics:
     """Returns margin and accuracy of pairs, overall and per group."""
-    metrics = {"rewards/margins": _sum_count(margins), "rewards/accuracies": _sum_count(margins > 0)}
+    metrics = {"rewards/margins": _sum_count(margins), "rewards/accuracies": _sum_count(accuracies)}
     if group is not None:
         for index, name in enumerate(groups):
-            metrics[f"group/{name}/accuracy"] = _sum_count(margins > 0, group == index)
+            metrics[f"group/{name}/accuracy"] = _sum_count(accuracies, group == index)
             metrics[f"group/{name}/margin"] = _sum_count(margins, group == index)
     return metrics
 
@@ -148,7 +171,8 @@ def joined_margins(parts: list[Halves], groups: tuple[str, ...]) -> Metrics:
     good, bad = good[torch.argsort(pair[good])], bad[torch.argsort(pair[bad])]
     if len(good) == 0 or not torch.equal(pair[good], pair[bad]):
         return {}
-    return margin_metrics(reward[good] - reward[bad], None if group is None else group[good], groups)
+    margins = reward[good] - reward[bad]
+    return margin_metrics(margins, margins > 0, None if group is None else group[good], groups)
 
 
 class SetMetrics:
@@ -160,7 +184,7 @@ class SetMetrics:
         self._sums = MetricSums()
         self._halves: list[Halves] = []
 
-    def add(self, output: LossOutput, batch: Pairs | Labelled, inputs: Mapping[str, Any]) -> None:
+    def add(self, output: LossOutput, batch: Batch, inputs: Mapping[str, Any]) -> None:
         """Adds what the loss said of a batch; ``inputs`` is what the batch was scored from."""
         self._sums.add(row_metrics(output, batch, self.groups))
         self.rows += len(batch)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import PreferenceConfig
-from alignlab.data import DataOptions, hold_out, rows_digest, value_counts
+from alignlab.data import LIST, DataOptions, hold_out, rows_digest, value_counts
 from alignlab.losses import Facts, Needs
 from alignlab.runtime import workers_of_a_rank
 
@@ -61,6 +61,8 @@ class TrainingData:
         """The completions of a row that are scored, as the dataset's columns name them."""
         if self.needs.data == "labelled":
             return ("completion", "mismatched") if self.needs.mismatched else ("completion",)
+        if self.needs.data == "lists":
+            return (LIST,)
         return ("chosen", "rejected", "gold") if self.needs.gold else ("chosen", "rejected")
 
     @property
@@ -106,8 +108,6 @@ class TrainingData:
         if "prompt_ids" in (getattr(source, "column_names", None) or ()):
             return source
         args, needs = self.args, self.needs
-        if needs.data == "lists":
-            raise ValueError("loss: it ranks lists of completions, which the trainer does not read yet")
         options = DataOptions(
             kind=needs.data,
             mismatched=needs.mismatched,
@@ -157,7 +157,9 @@ class TrainingData:
         named: tuple[str, ...] = getattr(self.reports.get("train"), "reward_names", ())
         if column is None or not self.needs.rewards:
             return ()
-        return named or tuple(f"reward_{index}" for index in range(1, len(train[0][column]) + 1))
+        first = train[0][column]
+        first = first[0] if self.needs.data == "lists" else first
+        return named or tuple(f"reward_{index}" for index in range(1, len(first) + 1))
 
     def _groups(self) -> tuple[str, ...]:
         """Returns the names of the groups: those trained on, then those met in evaluation only."""

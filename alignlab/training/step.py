@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from alignlab import scoring
-from alignlab.losses import Labelled, Loss, LossOutput, Pairs, Totals
+from alignlab.losses import Batch, Loss, LossOutput, Totals
 from alignlab.reference import REFERENCE, Frozen
 from alignlab.runtime import uncompiled
 from alignlab.scoring import LazyHead, Router
@@ -74,9 +74,7 @@ class PreferenceStep:
                 self._totals = self.totals(model, batches)
         return self._rows
 
-    def forward(
-        self, model: nn.Module, inputs: Mapping[str, Any]
-    ) -> tuple[Tensor, Pairs | Labelled, LossOutput | None]:
+    def forward(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Batch, LossOutput | None]:
         """Returns this micro-batch's part of the objective, its batch and the loss's output (None if no row counts).
 
         The part is ``ranks * sum_i w_i * loss_i / rows``: every engine averages the ranks' gradients.
@@ -119,7 +117,7 @@ class PreferenceStep:
             self.loss.update(totals)
             self._previous = totals
 
-    def scored(self, model: nn.Module, inputs: Mapping[str, Any], *, mismatched: bool = False) -> Pairs | Labelled:
+    def scored(self, model: nn.Module, inputs: Mapping[str, Any], *, mismatched: bool = False) -> Batch:
         """Runs frozen models and policy on a micro-batch and returns what the loss is given."""
         frozen, reference = self._frozen_scores(inputs, mismatched=mismatched)
         other = self._mismatched(model, inputs) if mismatched else None

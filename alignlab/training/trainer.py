@@ -1,4 +1,4 @@
-"""The one trainer: any loss of the zoo, or one's own, over pairs or labelled completions."""
+"""The one trainer: any loss of the zoo, or one's own, over pairs, labelled completions or lists."""
 
 from __future__ import annotations
 

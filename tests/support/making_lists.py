@@ -1,16 +1,36 @@
-"""Lists of completions that have the log-ratios or the likelihoods that a test asks for."""
+"""Lists of completions: rows of them, and scored ones that have the log-ratios or likelihoods that a test asks for."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from making import sentence
 from torch import Tensor
 
 from alignlab.losses import Listed, Pairs, Scored
 
 Scores = Sequence[Sequence[float]]
+
+
+def make_lists(
+    count: int, seed: int = 0, sizes: Sequence[int] = (4, 2, 3), groups: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Returns rows of scored answers, of these numbers by turns; the second and the third best of four are tied."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        answers = [f" {sentence(rng, rng.randint(1, 7))} {index} {n}" for n in range(sizes[index % len(sizes)])]
+        scores = [0.1 * (n if n != 2 else 1) for n in range(len(answers))]
+        rng.shuffle(scores)
+        row = {"prompt": sentence(rng, rng.randint(2, 6)) + " :", "completions": answers, "scores": scores}
+        if groups:
+            row["group"] = groups[index % len(groups)]
+        rows.append(row)
+    return rows
 
 
 def lists_of_ratios(log_ratios: Tensor, scores: Scores, tokens: Sequence[int] | None = None) -> Listed:

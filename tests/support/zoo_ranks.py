@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from making import make_model, make_rows, make_tokenizer
+from making_lists import make_lists
 from transformers import PreTrainedModel
 
 from alignlab import losses
@@ -43,14 +44,12 @@ FORMS: dict[str, Mapping[str, Any]] = {  # forms of a loss that draw on other pa
     "weighted_sum gold": {"name": "weighted_sum", "parts": ["modpo", "tpo", {"name": "orpo", "nll_scope": "full"}]},
     "weighted_sum pairs": {"name": "weighted_sum", "parts": ["tdpo", {"name": "orpo", "nll_scope": "full"}, "wpo"]},
 }
-# The trainer reads no lists yet.
-NAMES = [name for name in losses.names() if losses.describe(name).needs.data != "lists"]
-CASES: dict[str, Mapping[str, Any]] = {**{name: {"name": name} for name in NAMES}, **FORMS}
+CASES: dict[str, Mapping[str, Any]] = {**{name: {"name": name} for name in losses.names()}, **FORMS}
 
 
 def rows_for(needs: Needs) -> list[dict[str, Any]]:
-    """Returns pairs with all that a loss declares and nothing else; labelled losses get them split."""
-    rows: list[dict[str, Any]] = make_rows(ROWS)
+    """Returns pairs, or lists, with all that a loss declares and nothing else; labelled losses get pairs split."""
+    rows: list[dict[str, Any]] = make_lists(ROWS) if needs.data == "lists" else make_rows(ROWS)
     for index, row in enumerate(rows):
         share = (index % 5) / 10
         known = {
