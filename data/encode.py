@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .chunks import Chunk, Located
 from .control import ControlTokens, Spelled
-from .formats import parse_row
+from .formats import KNOWN_FIELDS, parse_row
 from .keys import row_key
 from .lists import ordered_pairs
 from .options import DataOptions
@@ -22,6 +22,7 @@ from .schema import Broken, DataReport, Row, RowError, check_characters
 from .table import encoded_batch, encoded_schema
 from .template import ChatTemplate, Rendering
 from .tokenise import Encoded, Tokeniser, merge_equal, truncate
+from .tokens import holds_ids, parse_ids
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> None:
         self.options, self.schema = options, encoded_schema(options)
-        self.report = DataReport()
+        self.report, self.tokenizer = DataReport(), tokenizer
         self.control = ControlTokens(tokenizer, options.special_tokens_in_text)
         self.template = ChatTemplate(tokenizer, options, self.report)
         self.tokeniser = Tokeniser(tokenizer, options.add_eos)
@@ -105,11 +106,18 @@ class Encoder:
         self.report.notes = []
         reasons: dict[int, str] = {}
         parsed: dict[int, tuple[Row, Rendering, Spelled]] = {}
+        known: dict[int, Encoded] = {}
         ignored: set[str] = set()
         for number, (_, raw) in enumerate(rows):
             try:
                 if isinstance(raw, Broken):
                     raise RowError(raw.reason)
+                if holds_ids(raw):
+                    row, known[number] = parse_ids(raw, self.tokenizer, self.options)
+                    row.unread = tuple(raw.keys() - KNOWN_FIELDS)
+                    parsed[number] = row, Rendering("", {}, False), ""
+                    ignored.update(row.unread)
+                    continue
                 row, spelled = self.control.treat(parse_row(raw, self.options, chunk.format))
                 rendering = self.template.render(row)
                 check_characters(_texts(row, rendering))
@@ -122,8 +130,10 @@ class Encoder:
         encodings = self.tokeniser.encode([rendering for _, rendering, _ in parsed.values()])
         whole: list[tuple[int, Encoded]] = []
         for number, encoded in zip(parsed, encodings, strict=True):
+            encoded = known.get(number, encoded)
             try:
-                _check_words(encoded, self.end)
+                if number not in known:
+                    _check_words(encoded, self.end)
                 truncate(encoded, self.options, self.tokeniser.bos)
                 merge_equal(parsed[number][0], encoded)
             except RowError as error:

@@ -12,11 +12,14 @@ from .lists import FIELDS, PAIR_FIELDS, is_list, ordered_pairs, pair_columns, re
 from .messages import as_messages, as_tools, without_none
 from .options import DataOptions
 from .schema import Kind, Message, Row, RowError, Segment
+from .tokens import FIELDS as ID_FIELDS
+from .tokens import kind_of_ids
 
 TEXT_FIELDS = ("prompt", "chosen", "rejected", "gold", "completion", "messages", "conversations", "system", "tools")
 ALPACA_FIELDS = ("instruction", "input", "output", "history")
 KNOWN_FIELDS = {*TEXT_FIELDS, *ALPACA_FIELDS, *NUMBERS, *PAIR_REWARDS}
 KNOWN_FIELDS |= {"group", "label", "kto_tag", "chat_template_kwargs", *FIELDS}
+KNOWN_FIELDS |= {*ID_FIELDS, "origin"}
 """Fields of our own forms; the report names all others that no schema reads."""
 
 
@@ -116,6 +119,8 @@ def kind_of_row(raw: Mapping[str, Any], form: str | None = None) -> Kind | None:
         raw = raw if schema is None else schema.read(raw)
     except RowError:
         return None
+    if (kind := kind_of_ids(raw)) is not None:
+        return kind
     found = {name: value for name, value in raw.items() if value is not None}
     if is_list(found):
         return "lists"

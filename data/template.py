@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from .opened import behind, opened_turn
 from .options import DataOptions
 from .renderer import Marked, Renderer, Span, Unclear
 from .schema import DataReport, Message, Row, RowError, Segment, check_characters
@@ -68,6 +69,8 @@ class ChatTemplate:
         if not row.is_conversational:
             return Rendering(str(row.prompt), {name: list(value) for name, value in row.completions.items()}, True)  # type: ignore[arg-type]
         template = self._template(row)
+        if (begun := opened_turn(row)) is not None:
+            return self._going_on(row, begun)
         try:
             return self._rendered(row, template)
         except Unclear as error:
@@ -82,6 +85,15 @@ class ChatTemplate:
             "it refuses them, does not render their turns one after the other, or leaves thoughts or tool calls out"
         )
         return rendering
+
+    def _going_on(self, row: Row, whole: Row) -> Rendering:
+        """Renders a row whose completions go on with a turn that the prompt opens: its opening is prompt."""
+        rendering, opened = self.render(whole), self.opening(row).prompt
+        for name, segments in rendering.completions.items():
+            if not (rendering.prompt + "".join(text for text, _ in segments)).startswith(opened):
+                raise RowError(f"{name}: the chat template does not render the opened turn as it renders the whole one")
+            rendering.completions[name] = behind(segments, len(opened) - len(rendering.prompt))
+        return Rendering(opened, rendering.completions, False)
 
     def opening(self, row: Row) -> Rendering:
         """Renders the prompt alone, up to where an answer begins; one that ends in an assistant's turn stays open.

@@ -19,7 +19,7 @@ FLOORS = (
     ("run",),
     ("training", "planner"),
     ("evaluation",),
-    ("reference", "sampling", "judges"),
+    ("reference", "sampling", "judges", "pairing"),
     ("models", "report", "answers"),
     ("scoring", "config", "checkpoints"),
     ("cache", "runtime", "metrics", "remote"),

@@ -25,6 +25,7 @@ class Answer:
             four decimals; None where the tokens are not known, or nobody scored them.
         seed: what it was drawn with; None where an engine has none for each answer.
         scores: by the name of a judge; None where that judge did not judge it.
+        passed: of code, whether it passes each of its prompt's ``tests``; None where it was not run.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Answer:
     logp: float | None = None
     seed: int | None = None
     scores: dict[str, float | None] = field(default_factory=dict)
+    passed: list[bool | None] | None = None
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class AnswerRow:
         group: of the prompt, where the data has one.
         judges: of each name in ``scores``, ``by``: which judge that was, ``kind``: what its scores are, "reward" on a
             scale of its own, or "wins", shares of comparisons that were won.
+        tests: that the model wrote for the prompt, which answers were run against.
     """
 
     prompt_id: str
@@ -61,6 +64,7 @@ class AnswerRow:
     human_ids: list[int] | None = None
     group: str | None = None
     judges: dict[str, dict[str, str]] = field(default_factory=dict)
+    tests: list[Answer] = field(default_factory=list)
 
 
 _ROW = TypeAdapter(AnswerRow)
@@ -69,8 +73,14 @@ _ROW = TypeAdapter(AnswerRow)
 def as_line(row: AnswerRow) -> bytes:
     """Returns a row as a line of JSON; what nobody said is left out, but for scores, where null says unjudged."""
     values = {key: value for key, value in asdict(row).items() if value is not None}
-    values["answers"] = [{key: one for key, one in part.items() if one is not None} for part in values["answers"]]
-    return orjson.dumps(values) + b"\n"
+    values |= {name: [_told(one) for one in values[name]] for name in ("answers", "tests")}
+    return (
+        orjson.dumps({key: value for key, value in values.items() if key == "answers" or value not in ([], {})}) + b"\n"
+    )
+
+
+def _told(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: one for key, one in values.items() if one is not None}
 
 
 def write_answers(path: Path, rows: Iterable[AnswerRow]) -> int:

@@ -1,0 +1,69 @@
+"""`alignlab pair`: rows of judged answers to rows that can be trained on, and an account of every answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from alignlab.answers import AnswerRow, Made, file_digest, made_beside, read_answers
+
+from .account import Account
+from .options import PairOptions
+from .prompt import Pair, PromptPairs
+
+
+def pairs(answers: Iterable[AnswerRow], options: PairOptions, account: Account | None = None) -> Iterator[Pair]:
+    """Yields rows of pairs, as the data room reads them.
+
+    A pair has ``prompt``, ``chosen``, ``rejected`` as texts and, where they are known, the tokens of all three, which
+    training then takes as they are; ``score_chosen``, ``score_rejected`` and ``margin``, their difference; ``group``;
+    and under ``origin`` where it comes from.
+
+    Args:
+        account: gets what became of every answer.
+
+    Raises:
+        ValueError: the judge that is to decide is not in the file, or several are and none is named.
+    """
+    account = account if account is not None else Account()
+    for row in answers:
+        fates = ["" for _ in row.answers]
+        made = list(PromptPairs(row, options, fates, account.dropped).rows())
+        account.prompts += 1
+        account.answers += len(row.answers)
+        account.pairs += len(made)
+        account.fates.update(fates)
+        yield from made
+
+
+def pair(answers: Path, output: Path, options: PairOptions, manifest: Path | None = None) -> Account:
+    """Makes the pairs of a file of answers, whole or not at all; returns what became of every answer.
+
+    Raises:
+        ValueError: no pair is left, or ``output`` is there and was made of something else.
+    """
+    of = {"step": "pair", "answers": file_digest(answers), **asdict(options)}
+    made = Made(manifest, of) if manifest is not None else made_beside(output, of)
+    if made.is_done():
+        found = made.account
+        counts = {name: Counter(found[name]) for name in ("fates", "dropped")}
+        return Account(found["prompts"], found["answers"], found["pairs"], **counts)
+    if manifest is None and output.exists():
+        why = "; ".join(made.others()[:3]) or "nothing says what it is"
+        raise ValueError(f"--output: {output} is there ({why}); choose another file, or delete it")
+    account = Account()
+    aside = output.with_name(f".{output.name}")
+    with aside.open("wb") as file:
+        for one in pairs(read_answers(answers), options, account):
+            file.write(orjson.dumps(one) + b"\n")
+    if not account.pairs:
+        aside.unlink()
+        told = ", ".join(f"{meaning}: {count}" for _, meaning, count in account.rows())
+        raise ValueError(f"{answers}: no pair is left of {account.answers} answers ({told})")
+    aside.replace(output)
+    made.finish([output], account.values())
+    return account
