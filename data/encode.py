@@ -110,21 +110,8 @@ class Encoder:
         ignored: set[str] = set()
         for number, (_, raw) in enumerate(rows):
             try:
-                if isinstance(raw, Broken):
-                    raise RowError(raw.reason)
-                if holds_ids(raw):
-                    row, known[number] = parse_ids(raw, self.tokenizer, self.options)
-                    row.unread = tuple(raw.keys() - KNOWN_FIELDS)
-                    parsed[number] = row, Rendering("", {}, False), ""
-                    ignored.update(row.unread)
-                    continue
-                row, spelled = self.control.treat(parse_row(raw, self.options, chunk.format))
-                rendering = self.template.render(row)
-                check_characters(_texts(row, rendering))
-                parsed[number] = row, rendering, spelled
-                ignored.update(row.unread)
-                if row.read_as:
-                    self.report.note(f"{chunk.source}: read as {row.read_as}")
+                parsed[number] = self._parsed(raw, chunk, number, known)
+                ignored.update(parsed[number][0].unread)
             except RowError as error:
                 reasons[number] = str(error)
         encodings = self.tokeniser.encode([rendering for _, rendering, _ in parsed.values()])
@@ -152,6 +139,25 @@ class Encoder:
         kept = [(parsed[unit.number][0], one, unit.pairs) for unit, one in zip(units, packed, strict=True)]
         bad = [(number, rows[number], reasons[number]) for number in sorted(reasons)]
         return Outcome(len(rows), units, encoded_batch(self.schema, kept), bad, ignored, self.report.notes)
+
+    def _parsed(self, raw: Any, chunk: Chunk, number: int, known: dict[int, Encoded]) -> tuple[Row, Rendering, Spelled]:
+        """Returns a row as it is to be tokenised; one that is token ids already goes into ``known``.
+
+        Raises:
+            RowError: why it cannot be used.
+        """
+        if isinstance(raw, Broken):
+            raise RowError(raw.reason)
+        if holds_ids(raw):
+            row, known[number] = parse_ids(raw, self.tokenizer, self.options)
+            row.unread = tuple(raw.keys() - KNOWN_FIELDS)
+            return row, Rendering("", {}, False), ""
+        row, spelled = self.control.treat(parse_row(raw, self.options, chunk.format))
+        rendering = self.template.render(row)
+        check_characters(_texts(row, rendering))
+        if row.read_as:
+            self.report.note(f"{chunk.source}: read as {row.read_as}")
+        return row, rendering, spelled
 
 
 @contextmanager
