@@ -174,7 +174,29 @@ def test_unpaired_rows_are_one_a_pair() -> None:
     assert loss["undesirable_weight"] * 28 == pytest.approx(12)
 
 
-@pytest.mark.parametrize("name", ["results", "frontier", "pareto"])
+def test_lists_are_ranked_as_bradley_and_terry_have_it() -> None:
+    """Of 2,000 lists of two, the share that the first wins is the mean of sigmoid(gap), within two standard errors."""
+    made = program("world").World(0)
+    rows = made.lists(2000, 2)
+    gaps = torch.tensor([[made.rewards(one[0]["content"])[0] for one in row["completions"]] for row in rows])
+    likely = torch.sigmoid(gaps[:, 0] - gaps[:, 1])
+    won = torch.tensor([row["scores"][0] > row["scores"][1] for row in rows]).float()
+    assert abs(float((won - likely).mean())) < 2 * float((likely * (1 - likely)).mean() / 2000) ** 0.5
+    assert float(((likely - 0.5) * (won - 0.5)).mean()) > 0.05  # the better answer wins more often
+
+
+def test_rankings_read_whole_answers() -> None:
+    """Tokens of a list are its prompt and answer, the end of the turn included; scores stay beside their answers."""
+    rankings, world, tiny = program("rankings"), program("world"), program("tiny")
+    tokens, scores, start = rankings.ranked(0, 3, 4)
+    assert tokens.shape == (3, 4, 15)
+    for row, ids, values in zip(world.World(0).lists(3, 4), tokens, scores, strict=True):
+        answers = [tiny.tokenizer().decode(one[start:]) for one in ids]
+        assert answers == [f"{one[0]['content']} <|end|>" for one in row["completions"]]
+        assert values.tolist() == pytest.approx(row["scores"])
+
+
+@pytest.mark.parametrize("name", ["results", "frontier", "pareto", "rankings"])
 def test_examples_in_docstrings(name: str) -> None:
     outcome = doctest.testmod(program(name))
     assert outcome.attempted > 0
@@ -208,6 +230,18 @@ def test_frontier_program(output: Path) -> None:
     for row, repeated in zip([row for row in rows if row["method"] == "TDPO2"], again, strict=True):
         assert {name: row[name] for name in repeated} == pytest.approx(repeated, rel=1e-9)
     assert (output / "repro_frontier.png").stat().st_size > 10_000
+
+
+def test_rankings_program(output: Path) -> None:
+    """The start and seven ways to read a ranking; a run made again gives the same numbers."""
+    rankings = program("rankings")
+    rows = quick("rankings", output)
+    assert [row["method"] for row in rows] == ["start", *rankings.METHODS]
+    assert all(row["kl"] > 0 for row in rows[1:])
+    [again] = rankings.train("LiPO", 0.1, 0, output / "work", True)
+    [row] = [row for row in rows if row["method"] == "LiPO"]
+    assert {name: row[name] for name in again} == pytest.approx(again, rel=1e-5)
+    assert (output / "repro_rankings.png").stat().st_size > 10_000
 
 
 def test_pareto_program(output: Path) -> None:

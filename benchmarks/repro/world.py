@@ -103,6 +103,21 @@ class World:
             rows.append(row)
         return rows
 
+    def lists(self, count: int, size: int, stream: str = "lists") -> list[Row]:
+        """Returns rows of so many answers of the chain, ranked as Plackett and Luce have it by the first objective.
+
+        The score of an answer is its reward plus luck that is Gumbel-distributed: sorted by it, the answers have a
+        ranking's probability, and any two of them are labelled as Bradley and Terry have it, like those of ``pairs``.
+        """
+        rng = random.Random(f"lists {stream} {self.seed}")
+        rows = []
+        for prompt in self.prompts(count, f"lists {stream}"):
+            answers = [self._answer(rng, prompt) for _ in range(size)]
+            scores = [self.rewards(answer)[0] - math.log(-math.log(1 - rng.random())) for answer in answers]
+            completions = [_turn("assistant", answer) for answer in answers]
+            rows.append({"prompt": _turn("user", prompt), "completions": completions, "scores": scores})
+        return rows
+
     def rewards(self, answer: str) -> list[float]:
         """Returns the reward of an answer by each objective; words beyond the eighth count for nothing."""
         words = [WORDS.index(word) for word in answer.split()[:LENGTH] if word in WORDS]
