@@ -47,7 +47,7 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = N
     given = raw
     schema = schema_of(given, form)
     if schema is not None:
-        raw = schema.read(given) | {name: given[name] for name in OWN_COLUMNS if given.get(name) is not None}
+        raw = schema.row(given) | {name: given[name] for name in OWN_COLUMNS if given.get(name) is not None}
     raw = _unified({name: value for name, value in raw.items() if value is not None})
     pair_as_list = options.kind == "lists" and "chosen" in raw and "rejected" in raw
     row = _listed(raw, options) if is_list(raw) or pair_as_list else _sided(raw, options, given)
@@ -116,7 +116,7 @@ def kind_of_row(raw: Mapping[str, Any], form: str | None = None) -> Kind | None:
     """What a row is, whatever else is wrong with it; None where nobody can say."""
     try:
         schema = schema_of(raw, form)
-        raw = raw if schema is None else schema.read(raw)
+        raw = raw if schema is None else schema.row(raw)
     except RowError:
         return None
     if (kind := kind_of_ids(raw)) is not None:

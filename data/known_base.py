@@ -41,6 +41,17 @@ class Schema:
     fits: Callable[[Raw], bool] = _no_more
     forced: bool = False
 
+    def row(self, raw: Raw) -> dict[str, Any]:
+        """Returns a row of the set in one of our own forms.
+
+        Raises:
+            RowError: a field is missing, or holds what no reader expects there.
+        """
+        try:
+            return self.read(raw)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise RowError(f"a field is not what {self.title} has there ({type(error).__name__}: {error})") from None
+
 
 def fields(names: str) -> frozenset[str]:
     """Returns the names in a line of them."""

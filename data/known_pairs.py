@@ -44,7 +44,7 @@ def _orca_distilabel(raw: Raw) -> dict[str, Any]:
     if raw.get("status") == "tie":
         raise RowError("status is 'tie': neither answer is better")
     row = {"prompt": asked(text(raw, "input"), raw.get("system")), **{side: text(raw, side) for side in ANSWERS}}
-    ratings = [rating for rating in raw.get("rating") or [] if rating is not None]
+    ratings = [rating for rating in (items(raw, "rating") if raw.get("rating") else []) if rating is not None]
     if len(ratings) == 2:
         row |= {"score_chosen": max(ratings), "score_rejected": min(ratings)}
     return row
@@ -108,6 +108,10 @@ def _conversations(raw: Raw) -> bool:
     return all(isinstance(raw[side], list) for side in ANSWERS)
 
 
+def _texts(raw: Raw) -> bool:
+    return not any(isinstance(raw[side], list) for side in ANSWERS)
+
+
 def _dialogues(raw: Raw) -> bool:
     return all(isinstance(raw[side], str) and is_dialogue(raw[side]) for side in ANSWERS)
 
@@ -132,7 +136,15 @@ PAIRS = (
         _ultrafeedback_cleaned,
         fields("source"),
     ),
-    Schema("orca_dpo_pairs", "Orca DPO pairs", fields("question chosen rejected"), _orca, fields("system")),
+    Schema(
+        "orca_dpo_pairs",
+        "Orca DPO pairs",
+        fields("question chosen rejected"),
+        _orca,
+        fields("system"),
+        lacks=fields("prompt"),
+        fits=_texts,
+    ),
     Schema(
         "orca_distilabel",
         "Orca DPO pairs (argilla's, rated)",

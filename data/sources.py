@@ -86,7 +86,10 @@ class Source:
     def _saved_dataset(self, path: Path) -> Iterator[Located]:
         import datasets
 
-        dataset = datasets.load_from_disk(str(path))
+        try:
+            dataset = datasets.load_from_disk(str(path))
+        except Exception as error:  # whatever the library makes of a folder that is damaged
+            raise ValueError(f"{path}: cannot be read as a saved data set ({type(error).__name__}: {error})") from error
         if isinstance(dataset, datasets.DatasetDict):
             dataset = dataset[_split_of(dataset, self.split, self.path)]
         for index, row in enumerate(dataset):

@@ -157,6 +157,9 @@ def _build(spec: Spec, options: Mapping[str, Any], where: str) -> Loss:
         raise ValueError(f"{where}: expected a name or a mapping with a name, found {spec!r}")
     target, preset = _target(spec, where)
     options = {**preset, **options}
+    needs = getattr(target, "needs", Needs())
+    if not isinstance(needs, Needs) and not isinstance(needs, property):
+        raise ValueError(f"{where}.name: needs of {spec} must be a Needs(...), found {needs!r}")
     if not isinstance(target, type):
         return FunctionLoss(target, getattr(target, "needs", Needs()), _checked(target, options, where))
     arguments = _checked(target, options, where)

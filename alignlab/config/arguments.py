@@ -245,7 +245,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         given = self.fsdp_config if isinstance(self.fsdp_config, dict) else None  # a file is read by the next line
         check_fsdp(self.fsdp, given, deepspeed=self.deepspeed is not None)
         self.disable_tqdm = shown_as(self.progress, bars=not self.disable_tqdm) != "live"  # no bars in a file
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:
+            raise ValueError(f"accelerator_config: {error}") if "AcceleratorConfig" in str(error) else error from error
         _check_reporters(self.report_to)
         check_fsdp(self.fsdp, self.fsdp_config, deepspeed=False)
         if self.use_liger_kernel:

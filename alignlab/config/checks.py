@@ -74,8 +74,11 @@ _LEAST = {
     "eval_max_new_tokens": 1,
     "gradient_accumulation_steps": 1,
     "per_device_eval_batch_size": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
 }
-_ABOVE = {"progress_seconds": 0}
+_ABOVE = {"progress_seconds": 0, "logging_steps": 0, "eval_steps": 0, "save_steps": 0}
+_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
 _STAYS = {  # why such a reference cannot follow the policy
     "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
     "adapter_off": "makes the frozen base the reference, but sync_ref_model moves it",
@@ -108,8 +111,11 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, found {value}")
     for name, bound in _ABOVE.items():
-        if values.get(name, 1) <= bound:
+        if (value := values.get(name)) is not None and value <= bound:
             raise ValueError(f"{name}: expected more than {bound}, found {values[name]}")
+    for name in ("log_level", "log_level_replica"):
+        if values.get(name, "passive") not in _LEVELS:
+            raise ValueError(f"{name}: expected one of {', '.join(_LEVELS)}, found {values[name]!r}")
     if values.get("max_steps") == 0:
         raise ValueError("max_steps: expected -1, for as many as num_train_epochs says, or at least 1; found 0")
     duration("max_wall_time", values.get("max_wall_time"))

@@ -34,6 +34,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError(
+                    f"{self.name}: line {key_node.start_mark.line + 1}: a key must be text, found a {key_node.id}; "
+                    "text that opens with a brace or a bracket needs quotes"
+                )
             key, line = key_node.value, key_node.start_mark.line + 1
             if key in seen and key != "<<":
                 raise ValueError(

@@ -10,7 +10,7 @@ from alignlab import losses, models
 from alignlab.checkpoints import StoppedEarly, StopSignals, only_run_in
 from alignlab.config import PreferenceConfig, RunConfig
 from alignlab.evaluation import SampleAnswers
-from alignlab.runtime import from_main, zero_stage
+from alignlab.runtime import check_launched, from_main, zero_stage
 from alignlab.training import PreferenceTrainer
 
 from .ending import PAGE, ending, write_page
@@ -108,6 +108,7 @@ def score(config: RunConfig) -> dict[str, int]:
 
 def _shard_as_in_training(args: PreferenceConfig) -> None:
     """Starts the process group that ZeRO-3 shards weights over as they are loaded; it is not implied on CPU."""
+    check_launched(args.deepspeed)
     if args.deepspeed is not None and args.use_cpu and zero_stage(args.deepspeed) == 3:
         import deepspeed
 

@@ -12,7 +12,7 @@ from .numerics import Numerics, numerics_of
 from .precision import FULL_FP32, product_error, set_matmul_precision, true_float32
 from .progress import Lines, bar, clock_time, over, say, shown_as
 from .ranks import from_main, gathered, is_main, rank_and_ranks, wait_for_all, workers_of_a_rank
-from .zero import check_fsdp, check_parallel, deepspeed_values, zero_stage
+from .zero import check_fsdp, check_launched, check_parallel, deepspeed_values, zero_stage
 
 __all__ = [
     "FULL_FP32",
@@ -22,6 +22,7 @@ __all__ = [
     "bar",
     "check_engine",
     "check_fsdp",
+    "check_launched",
     "check_one_device",
     "check_parallel",
     "clock_time",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 _ROWS_STAY_WHOLE = (
     "every rank is dealt whole rows of its own, and a packed row, its prompt and completions, must be on one rank; "
@@ -52,6 +56,20 @@ def check_parallel(
         )
     if fsdp:
         raise ValueError("fsdp: transformers' FSDP needs an accelerator; on a CPU it would silently be DDP: use ZeRO")
+
+
+def check_launched(deepspeed: Any) -> None:
+    """Refuses DeepSpeed in a process that no launcher has told its rank; it would look for MPI.
+
+    Raises:
+        ValueError: says how to start, also on one GPU.
+    """
+    told = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if deepspeed is not None and not told and find_spec("mpi4py") is None and not torch.distributed.is_initialized():
+        raise ValueError(
+            "deepspeed: needs a launcher, on one GPU too: deepspeed --num_gpus 1 launch/train.py CONFIG.yaml ..., or "
+            "torchrun --nproc-per-node 1 launch/train.py CONFIG.yaml ..."
+        )
 
 
 def check_fsdp(asked: Any, config: Mapping[str, Any] | None, *, deepspeed: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alignlab.runtime import unwrap
 
 from .chunked import chunked_scores, worthwhile
+from .dtypes import dtypes_said
 from .logits import Head, States
 from .packing import model_inputs
 from .positions import hidden_positions, score_positions
@@ -48,7 +49,7 @@ def _only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
 def needed_logits(model: nn.Module, layout: Layout) -> Tensor:
     """Returns the logits ``[M, V]`` at the positions that predict a needed token, in the model's own dtype."""
-    with _only_positions(model, layout["predict"]):
+    with _only_positions(model, layout["predict"]), dtypes_said(model):
         output = model(**model_inputs(unwrap(model), layout), use_cache=False)
     logits: Tensor = output.logits[0]
     if logits.shape[0] != layout["predict"].shape[0]:

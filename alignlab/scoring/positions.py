@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignlab.runtime import unwrap
 
 from .chunked import chunked_scores
+from .dtypes import dtypes_said
 from .logits import Head
 from .wanted import Wanted
 
@@ -53,7 +54,7 @@ def _at_positions(
     def select(hidden: Tensor) -> Tensor:
         return compute(hidden.reshape(-1, hidden.shape[-1])[positions]).unsqueeze(0)
 
-    with _replaced_head(model, select) as taken:
+    with _replaced_head(model, select) as taken, dtypes_said(model):
         output = model(**inputs, use_cache=False)
     if len(taken) != 1:
         raise ValueError(f"{type(unwrap(model)).__name__} called its LM head {len(taken)} times, not once")

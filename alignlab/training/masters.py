@@ -54,6 +54,12 @@ def check_masters(policy: nn.Module, args: PreferenceConfig, numerics: Numerics,
         return
     optim = str(getattr(args.optim, "value", args.optim))
     if optim not in _EXACT:
+        if ".modules_to_save." in name:
+            raise ValueError(
+                f"peft.modules_to_save: {found}, as the base is, and nothing keeps them in float32: steps below "
+                "1/512 of a weight vanish. Set model.dtype: float32 and bf16: true (autocast; 4-bit weights stay "
+                "4-bit), or leave modules_to_save out"
+            )
         raise ValueError(
             f"model.dtype: {found}, and nothing keeps them in float32: steps below 1/512 of a weight vanish, which at "
             f"the learning rates of preference training are nearly all. {_WAYS_OUT}"

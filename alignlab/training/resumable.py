@@ -128,9 +128,22 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             self._apply_settings()
         return result
 
+    def create_optimizer(self, *args: Any, **options: Any) -> Any:
+        """Makes the optimiser as usual; one whose package is missing is an error of the config."""
+        try:
+            return super().create_optimizer(*args, **options)
+        except ImportError as error:
+            raise ValueError(f"optim: {getattr(self.args.optim, 'value', self.args.optim)}: {error}") from error
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Makes the schedule as usual, and notes the optimiser's settings before a checkpoint is loaded into it."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        try:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+        except TypeError as error:  # options that the schedule's function does not take, or lacks
+            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise ValueError(
+                f"lr_scheduler_kwargs: {kind} cannot be made of {self.args.lr_scheduler_kwargs or {}}: {error}"
+            ) from error
         self._settings = own_settings(self.optimizer)
         return scheduler
 

@@ -331,6 +331,32 @@ def test_a_broken_row_names_the_field_of_its_set(raw, change, reason):
         parse_row(raw | change, DataOptions(kind="labelled", default_label=True))
 
 
+@pytest.mark.parametrize(
+    ("raw", "change"),
+    [
+        (ORCA2, {"rating": 9}),
+        (MAGPIE, {"responses": [GOOD, BAD], "rewards_armorm": [1, 2]}),
+        (MAGPIE, {"responses": [[GOOD], [BAD]], "rewards_armorm": [{"score": 1}, {"score": 2}]}),
+    ],
+)
+def test_no_value_of_a_known_set_is_a_traceback(raw, change):
+    with pytest.raises(
+        RowError, match=r"^(a field is not what Magpie DPO has there|rating is of type int; it must be)"
+    ):
+        parse_row(raw | change, DataOptions())
+
+
+def test_conversations_beside_a_prompt_and_a_question_are_our_own_form():
+    """Mixtures such as orpo-dpo-mix-40k carry the question twice beside whole conversations, some with a system."""
+    chosen, rejected = ([{"role": "user", "content": ASK}, one] for one in (YES, NO))
+    raw = {"source": "x", "chosen": chosen, "rejected": rejected, "prompt": ASK}
+    for question in (ASK, None):
+        row = parse_row({**raw, "question": question}, DataOptions())
+        assert (row.read_as, row.prompt) == ("", [{"role": "user", "content": ASK}])
+        assert row.completions == {"chosen": [YES], "rejected": [NO]}
+    assert schema_of({"question": ASK, **TEXTS}).name == "orca_dpo_pairs"
+
+
 def test_every_schema_has_a_broken_row():
     named = {schema_of(raw).name for raw, *_ in BROKEN}
     assert named == SCHEMAS.keys() - {"pku_saferlhf_safer"}

@@ -215,3 +215,13 @@ def test_from_function():
     whole = losses.from_function(lambda batch: LossOutput(batch.chosen.sum_logps, metrics={}), needs=Needs(gold=True))
     assert whole.needs.gold
     torch.testing.assert_close(whole(batch).loss, batch.chosen.sum_logps)
+
+
+def test_needs_that_are_none_are_refused_by_name(tmp_path):
+    """A text in the place of ``Needs(...)`` was an AttributeError within the checks."""
+    path = tmp_path / "mine.py"
+    path.write_text("def f(batch):\n    return batch\nf.needs = 'ref_logps'\n")
+    with pytest.raises(
+        ValueError, match=r"^loss.name: needs of .*mine.py:f must be a Needs\(...\), found 'ref_logps'$"
+    ):
+        losses.build({"name": f"{path}:f"})

@@ -17,6 +17,28 @@ def test_what_would_save_in_another_way_is_refused(key: str, tmp_path: Path) -> 
         PreferenceConfig(output_dir=str(tmp_path), **options)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("log_level", "loud", "log_level: expected one of debug, info, warning, error, critical, detail, passive, "),
+        ("dataloader_prefetch_factor", 0, "dataloader_prefetch_factor: expected at least 1, found 0"),
+        ("dataloader_num_workers", -1, "dataloader_num_workers: expected at least 0, found -1"),
+        ("logging_steps", -1, "logging_steps: expected more than 0, found -1"),
+        ("eval_steps", 0, "eval_steps: expected more than 0, found 0"),
+        ("save_steps", -5, "save_steps: expected more than 0, found -5"),
+        (
+            "accelerator_config",
+            {"nope": 1},
+            "accelerator_config: AcceleratorConfig.* unexpected keyword argument 'nope'",
+        ),
+    ],
+)
+def test_values_that_a_library_would_trip_over_are_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {key: value}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        PreferenceConfig(output_dir=str(tmp_path), **options)
+
+
 def test_impossible_options_are_refused_from_python_too(tmp_path):
     with pytest.raises(ValueError, match="save_on_each_node: True cannot work here"):
         PreferenceConfig(output_dir=str(tmp_path), save_on_each_node=True)

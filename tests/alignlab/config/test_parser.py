@@ -20,6 +20,13 @@ def test_scalars_are_read_as_yaml_1_2_has_them(text, value):
     assert parse_yaml(text, "test") == value
 
 
+@pytest.mark.parametrize(("text", "found"), [("{{ 1/0 }}", "mapping"), ("? [a, b]\n: c", "sequence")])
+def test_a_key_that_is_no_text_is_named_by_its_line(text, found):
+    """As a template that opens with braces on a command line is, without quotes."""
+    with pytest.raises(ValueError, match=f"^test: line 1: a key must be text, found a {found}; text that opens with a"):
+        parse_yaml(text, "test")
+
+
 def test_written_yaml_reads_back_the_same():
     values = {"a": ["1e-3", "yes", "null", "2024-01-01", "010", "", "ü: x", 1e-3, 1e20, -0.5, None, True, 3, "3"]}
     found = parse_yaml(write_yaml(values), "test")

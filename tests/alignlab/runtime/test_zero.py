@@ -10,7 +10,7 @@ from accelerate import ParallelismConfig
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.run import load_config
-from alignlab.runtime.zero import check_fsdp
+from alignlab.runtime.zero import check_fsdp, check_launched
 
 RUN: dict[str, Any] = {
     "loss": {"name": "dpo"},
@@ -41,6 +41,21 @@ def test_a_reference_is_sharded_at_stage_3_or_not_at_all(tmp_path: Path) -> None
     args = load_config({**RUN, "reference_deepspeed": "zero3_offload.json"}).training_args()
     assert Path(str(args.reference_deepspeed)).name == "zero3_offload.json"
     assert args.deepspeed is None
+
+
+def test_deepspeed_without_a_launcher_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look for MPI; a process with its rank, or without DeepSpeed, is let through."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    check_launched(None)
+    with pytest.raises(
+        ValueError, match=r"^deepspeed: needs a launcher, on one GPU too: deepspeed --num_gpus 1 launch/"
+    ):
+        check_launched("zero2.json")
+    for name in names:
+        monkeypatch.setenv(name, "0")
+    check_launched("zero2.json")
 
 
 def test_fsdp_on_a_cpu_is_refused(tmp_path: Path) -> None:

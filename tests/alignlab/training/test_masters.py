@@ -71,6 +71,36 @@ def test_adapters_engines_with_masters_and_optimisers_of_ones_own_pass(
     assert "21 trained weights are bfloat16" in caplog.text
 
 
+def test_copies_of_a_half_precision_base_are_named_by_their_key(tmp_path: Path, tokenizer: Any) -> None:
+    """The adapter is float32, but what modules_to_save copies is as the base is: the way out is the base's dtype."""
+    config = LoraConfig(**LORA, modules_to_save=["lm_head"])
+    with pytest.raises(
+        ValueError,
+        match=r"^peft.modules_to_save: 1 trained weights are bfloat16 \(first .*modules_to_save.default.weight\)"
+        r", as the base is, .* Set model.dtype: float32 and bf16: true",
+    ):
+        PreferenceTrainer(
+            make_model().bfloat16(), settings(tmp_path), "dpo", make_rows(4), None, tokenizer, peft_config=config
+        )
+    PreferenceTrainer(make_model(), settings(tmp_path), "dpo", make_rows(4), None, tokenizer, peft_config=config)
+
+
+def test_weights_of_two_dtypes_say_what_does_not_meet(tmp_path: Path, tokenizer: Any) -> None:
+    """A frozen trunk in bfloat16 under a float32 head: refused in plain arithmetic, trained under autocast."""
+    model = make_model().bfloat16().requires_grad_(False)
+    model.lm_head.float().requires_grad_(True)
+    with pytest.raises(
+        ValueError,
+        match=r"^model.dtype: there are weights in bfloat16 \(model.embed_tokens.weight\) and float32 "
+        r"\(lm_head.weight\), which cannot be multiplied with each other; allowed are one dtype for all, or autocast "
+        r"\(bf16: true\)",
+    ):
+        PreferenceTrainer(model, settings(tmp_path), "dpo", make_rows(4), None, tokenizer).train()
+    start = model.lm_head.weight.detach().clone()
+    PreferenceTrainer(model, settings(tmp_path, bf16=True, max_steps=2), "dpo", make_rows(4), None, tokenizer).train()
+    assert not torch.equal(start, model.lm_head.weight)
+
+
 @pytest.mark.parametrize(
     ("changes", "dtype", "installed", "message"),
     [

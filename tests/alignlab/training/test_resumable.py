@@ -29,6 +29,27 @@ def trainer(
     return PreferenceTrainer(make_model(), args, loss, make_rows(12, groups=groups), evaluation, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "lr_scheduler_kwargs: warmup_stable_decay cannot be made of {}: ",
+        ),
+        (
+            {"lr_scheduler_kwargs": {"nope": 1}},
+            "lr_scheduler_kwargs: linear cannot be made of {'nope': 1}: .* unexpected keyword argument 'nope'",
+        ),
+        ({"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}, "optim: galore_adamw: .*galore_torch"),
+    ],
+)
+def test_schedules_and_optimisers_that_cannot_be_made_name_their_key(
+    tokenizer: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        trainer(tokenizer, tmp_path, "sft", **changes).train()
+
+
 def test_nothing_but_zero_is_unpickled(tokenizer: Any, tmp_path: Path) -> None:
     """Optimiser, scheduler and random states load with weights_only; training_args.bin is never loaded.
 
