@@ -12,6 +12,7 @@ from .lists import Answers, merge
 from .options import PROMPT_CUT_SHARE, DataOptions
 from .schema import Row, RowError
 from .template import Rendering
+from .words import words_of
 
 Ids = list[int]
 
@@ -52,6 +53,7 @@ class Tokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True) -> None:
         self.tokenizer = tokenizer
         self.direct = _is_plain(tokenizer)
+        self.words = words_of(tokenizer.backend_tokenizer) if self.direct else None
         self.eos: int | None = tokenizer.eos_token_id if add_eos else None
         # A word that the tokenizer knows shows what it writes around every text.
         word = next((word for word in ("a", "the", "1", "?") if self._ids([word])[0]), "")
@@ -84,6 +86,8 @@ class Tokeniser:
             return []
         if self.direct:  # the same ids without offsets, masks and warnings, which nobody reads: a quarter less time
             self.tokenizer("", add_special_tokens=False)  # forgets what a call before may have set (padding, ...)
+            if self.words is not None:
+                return self.words(texts)
             return [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, False, False)]
         ids: list[Ids] = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False

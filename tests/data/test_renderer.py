@@ -74,6 +74,13 @@ def test_arguments_of_any_name_and_kind(arguments):
     assert found == theirs(template, [[USER]], True, **arguments) or "multiple values" in found
 
 
+def test_a_turn_that_stays_open():
+    expected = theirs(PLAIN, [[USER, REPLY]], False, continue_final_message=True)
+    [(text, _)] = Renderer(PLAIN, {})([[USER, REPLY]], False, begun=True)
+    assert [text] == expected
+    assert text.endswith("assistant: <b>Yes</b> & 'no'.")
+
+
 def test_a_private_function_of_transformers_may_go(monkeypatch):
     expected = ours(PLAIN, [[USER, REPLY]], False)
     compiler = chat_template_utils._compile_jinja_template
