@@ -137,9 +137,10 @@ class Account:
 
 
 class RejectedRows(AbstractContextManager["RejectedRows"]):
-    """The file of rejected rows: written aside, and moved into place when all rows are read."""
+    """The file of rejected rows: written aside, and moved into place when all rows are read; of none there is none."""
 
     def __init__(self, options: DataOptions) -> None:
+        self.former = options.rejected_rows
         self.path = options.rejected_rows if options.on_bad_row == "skip" else None
         self.file: IO[str] | None = None
 
@@ -155,8 +156,10 @@ class RejectedRows(AbstractContextManager["RejectedRows"]):
         line = {"source": place, "reason": reason, "row": row}
         self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.file is not None:
             assert self.path is not None
             self.file.close()
             os.replace(self.file.name, self.path)
+        elif kind is None and self.former is not None:  # those of another run in the folder are not of this one
+            self.former.unlink(missing_ok=True)

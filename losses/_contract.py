@@ -55,7 +55,7 @@ def check(loss: Loss) -> list[Finding]:
     for name, breaches in CHECKS.items():
         try:
             findings += [Finding(name, message) for message in breaches(prepared(loss))]
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script's habits must not end the run unsaid
             findings.append(_raised(name, error, loss))
     return findings
 
@@ -65,13 +65,13 @@ def _unusable(loss: Loss) -> list[Finding]:
     batch = example_batch(loss.needs, dtype=torch.float32)
     try:
         out = prepared(loss).forward(batch, None)
-    except Exception:
+    except (Exception, SystemExit):
         return []  # each check says so, with the error that it meets
     like = next(completions(batch)).leading
     return [Finding("shapes", f"{place(loss)}: {one}", fatal=True) for one in faults(out, like, LossOutput)]
 
 
-def _raised(check: str, error: Exception, loss: Loss) -> Finding:
+def _raised(check: str, error: Exception | SystemExit, loss: Loss) -> Finding:
     """Returns the finding for an error, with the line of the loss's own file; one of ``bind`` may be the example's."""
     own = place(loss).rpartition(":")[0]
     frames = traceback.extract_tb(error.__traceback__)

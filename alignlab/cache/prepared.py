@@ -174,4 +174,6 @@ def _opened(folder: Path, options: DataOptions) -> Prepared:
     if options.rejected_rows is not None and (folder / REJECTED).exists():
         options.rejected_rows.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / REJECTED, options.rejected_rows)
+    elif options.rejected_rows is not None:
+        options.rejected_rows.unlink(missing_ok=True)
     return Prepared(open_rows(folder / ROWS, report.fingerprint), report)

@@ -1,6 +1,7 @@
 """Whole sets of rows: the columns that come out, and an account of every row that goes in."""
 
 import json
+from contextlib import suppress
 
 import datasets
 import pytest
@@ -132,6 +133,19 @@ def test_skipped_rows_are_written_aside_whole(tokenizer, tmp_path):
         {"source": f"{path}:4", "reason": "not UTF-8 (byte 1 of the line)", "row": "{\\xff"},
     ]
     assert [file.name for file in aside.parent.iterdir()] == ["rejected_rows.jsonl"]
+
+
+def test_rejected_rows_of_a_run_before_do_not_stay(tokenizer, tmp_path):
+    """A run in the same folder that rejects nothing leaves no file that says otherwise; one that fails touches none."""
+    aside = tmp_path / "rejected_rows.jsonl"
+    for rows, policy, left in (
+        ([PAIR, {**PAIR, "chosen": ""}], "skip", True),
+        ([{**PAIR, "chosen": ""}], "error", True),
+        ([PAIR], "error", False),
+    ):
+        with suppress(ValueError):
+            run(rows, tokenizer, on_bad_row=policy, rejected_rows=aside)
+        assert aside.exists() == left
 
 
 def test_no_good_row_is_an_error_even_when_skipping(tokenizer):

@@ -225,3 +225,12 @@ def test_needs_that_are_none_are_refused_by_name(tmp_path):
         ValueError, match=r"^loss.name: needs of .*mine.py:f must be a Needs\(...\), found 'ref_logps'$"
     ):
         losses.build({"name": f"{path}:f"})
+
+
+def test_a_loss_that_ends_the_process_is_a_finding(tmp_path):
+    """sys.exit in the body of a loss ended the run with its status, and without a word."""
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\ndef f(batch):\n    sys.exit(3)\n")
+    findings = losses.check(losses.build({"name": f"{path}:f"}))
+    assert findings[0].fatal
+    assert findings[0].message == f"raised SystemExit: 3 ({path}:3)"

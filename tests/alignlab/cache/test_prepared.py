@@ -141,6 +141,11 @@ def test_rejected_rows_are_written_although_nothing_is_read(
         assert one.rejected_rows is not None
         line = json.loads(one.rejected_rows.read_text())
         assert (line["source"], line["reason"]) == (f"{source}:4", "rejected is missing")
+    sound = str(write(tmp_path / "sound.jsonl", make_rows(3)))
+    for one in options:  # prepared, then mapped: neither leaves what another set rejected
+        assert one.rejected_rows is not None
+        sets(tmp_path).open(sound, tokenizer, one)
+        assert not one.rejected_rows.exists()
 
 
 def test_bad_rows_leave_nothing_behind_and_are_told_again(tmp_path: Path, tokenizer: Any, makings: list[Path]) -> None:
