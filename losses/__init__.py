@@ -5,6 +5,7 @@ Never here: a model, a file or a collective: a loss sees tensors.
 
 from ._base import Batch, Facts, Labelled, Listed, Loss, LossOutput, Metrics, Needs, Pairs, Totals
 from ._contract import CHECKS, check
+from ._papers import bibtex
 from ._registry import Description, build, describe, from_function, is_own, names
 from ._scored import Scored
 
@@ -22,6 +23,7 @@ __all__ = [
     "Pairs",
     "Scored",
     "Totals",
+    "bibtex",
     "build",
     "check",
     "describe",

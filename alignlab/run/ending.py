@@ -19,7 +19,7 @@ from .folder import FINISHED, remove_replaced
 from .records import write_json
 
 logger = logging.getLogger(__name__)
-STATE, PAGE = "trainer_state.json", "report.html"
+STATE, PAGE, CARD = "trainer_state.json", "report.html", "README.md"
 
 
 def ending(
@@ -40,6 +40,7 @@ def ending(
     parts[FINISHED] = partial(_finish, folder, metrics)
     if trainer.args.report:
         parts[PAGE] = partial(write_page, folder)
+    parts[CARD] = partial(_write_card, folder)
     return parts
 
 
@@ -52,6 +53,17 @@ def _finish(folder: Path, metrics: Mapping[str, Any]) -> None:
 def _merge(trainer: PreferenceTrainer, folder: Path) -> None:
     with put_in_place(folder, "model", together=False) as aside:
         models.merge_adapter(trainer.model, aside, trainer.processing_class)
+
+
+def _write_card(folder: Path) -> None:
+    """Writes the model card; as with the report, a failure of it is said, and the run is complete."""
+    from alignlab.report import write_card
+
+    try:
+        with put_in_place(folder, "card", together=False) as aside:
+            write_card(folder, aside / CARD)
+    except Exception:
+        logger.exception("%s: the run is complete, but its model card could not be written", folder)
 
 
 def write_page(folder: Path) -> None:
