@@ -14,7 +14,7 @@ from .options import DataConfig, ModelOptions, holds_adapter
 # What a run writes at the top of its folder.
 _WRITTEN = re.compile(
     r"(config|metrics)\.(\d+\.)?(json|yaml)|(data|environment|trainer_state|samples|eval|generation_config)\.json"
-    r"|checkpoint-\d+|merged|plots|report\.html|rejected_rows.*\.jsonl|training_args\.bin"
+    r"|checkpoint-\d+|merged|plots|report\.html|README\.md|trackers\.json|rejected_rows.*\.jsonl|training_args\.bin"
     r"|(adapter_)?(pytorch_)?model\b.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|chat_template\..*"
     r"|(tokenizer|added_tokens|special_tokens_map|vocab|merges)\b.*\.(json|txt|model)|tokenizer_config\.json|.*\.spm"
 )

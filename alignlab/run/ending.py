@@ -19,6 +19,7 @@ from .folder import FINISHED, remove_replaced
 from .records import write_json
 
 logger = logging.getLogger(__name__)
+LOCAL = [".*", "_*", "checkpoint-*", "logs/*", "runs/*", "training_args.bin", "trackers.json", "rejected_rows.jsonl"]
 STATE, PAGE, CARD = "trainer_state.json", "report.html", "README.md"
 
 
@@ -27,7 +28,8 @@ def ending(
 ) -> dict[str, Callable[[], Any]]:
     """Returns what a run writes at its end, by name, in order; every rank calls what it gets."""
     folder, main = Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    parts: dict[str, Callable[[], Any]] = {"model": trainer.save_model, STATE: trainer.save_state}
+    save = partial(trainer.save_model, _internal_call=True)  # what goes to the hub goes there once all is whole
+    parts: dict[str, Callable[[], Any]] = {"model": save, STATE: trainer.save_state}
     if samples is not None:
         parts["samples.json"] = lambda: samples.after(trainer.model)
     if not main:
@@ -41,6 +43,8 @@ def ending(
     if trainer.args.report:
         parts[PAGE] = partial(write_page, folder)
     parts[CARD] = partial(_write_card, folder)
+    if trainer.args.push_to_hub:
+        parts["the hub"] = partial(_push, trainer, folder)
     return parts
 
 
@@ -53,6 +57,30 @@ def _finish(folder: Path, metrics: Mapping[str, Any]) -> None:
 def _merge(trainer: PreferenceTrainer, folder: Path) -> None:
     with put_in_place(folder, "model", together=False) as aside:
         models.merge_adapter(trainer.model, aside, trainer.processing_class)
+
+
+def _push(trainer: PreferenceTrainer, folder: Path) -> None:
+    """Uploads the folder of the finished run, without checkpoints, as one commit.
+
+    Raises:
+        OSError: it could not be uploaded; the run itself is whole.
+    """
+    from huggingface_hub import upload_folder
+
+    args = trainer.args
+    try:
+        done = upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=folder,
+            commit_message="Model trained by alignlab",
+            token=args.hub_token,
+            revision=args.hub_revision,
+            ignore_patterns=LOCAL,
+        )
+    except Exception as error:
+        again = f"hf upload {trainer.hub_model_id} {folder}"
+        raise OSError(f"{trainer.hub_model_id} was not uploaded ({error}); {again} does it") from error
+    logger.info("on the hub: %s", done.commit_url)
 
 
 def _write_card(folder: Path) -> None:
