@@ -23,8 +23,10 @@ _FIGURES = {
     "loss": ("loss", "loss"),
     "logps_per_token/chosen": ("log-probability a token, chosen", "logp_per_token"),
 }
-_TOLD = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size")
-_TOLD += ("gradient_accumulation_steps", "max_length", "optim", "bf16", "deepspeed", "seed")
+_TOLD = frozenset(
+    "learning_rate lr_scheduler_type num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+    "max_length optim bf16 deepspeed seed".split()
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FILE = re.compile(r"\.(jsonl?|csv|parquet|arrow|gz|txt)$")
 
@@ -105,7 +107,8 @@ def _figures(run: RunRecord) -> Iterator[tuple[str, str, float]]:
 def _described(run: RunRecord) -> tuple[str, str]:
     """Returns what the loss computes, in a sentence, and what its docstring cites, with that of its base."""
     block = run.config.get("loss", {})
-    summary, sources = "", []
+    summary = ""
+    sources: list[str] = []
     while block:
         name = block if isinstance(block, str) else str(block.get("name", ""))
         if name in losses.names():
