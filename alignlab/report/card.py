@@ -23,10 +23,8 @@ _FIGURES = {
     "loss": ("loss", "loss"),
     "logps_per_token/chosen": ("log-probability a token, chosen", "logp_per_token"),
 }
-_TOLD = frozenset(
-    "learning_rate lr_scheduler_type num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-    "max_length optim bf16 deepspeed seed".split()
-)
+_TOLD: tuple[str, ...] = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length", "optim")
+_TOLD += ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "deepspeed", "seed")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FILE = re.compile(r"\.(jsonl?|csv|parquet|arrow|gz|txt)$")
 
