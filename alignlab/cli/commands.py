@@ -10,7 +10,24 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from . import cache, data, demo, evaluate, judge, losses, new, pair, plan, recipes, report, sample, score, sweep, train
+from . import (
+    cache,
+    data,
+    demo,
+    evaluate,
+    imports,
+    judge,
+    losses,
+    new,
+    pair,
+    plan,
+    recipes,
+    report,
+    sample,
+    score,
+    sweep,
+    train,
+)
 from .console import debugging
 from .launched import without_local_rank
 
@@ -74,7 +91,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="alignlab", description="Train language models on preferences.")
     parser.add_argument("--version", action="version", version=f"alignlab {metadata.version('alignlab')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    every = (train, score, plan, recipes, new, losses, data, cache, sample, judge, pair, evaluate, report, sweep, demo)
+    every = (
+        train,
+        score,
+        plan,
+        recipes,
+        new,
+        imports,
+        losses,
+        data,
+        cache,
+        sample,
+        judge,
+        pair,
+        evaluate,
+        report,
+        sweep,
+        demo,
+    )
     for one in every:
         one.add_to(commands)
     return parser

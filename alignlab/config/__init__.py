@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .arguments import PreferenceConfig
     from .automatic import AUTO, DECIDED, checkpoints_activations, decide, four_bit_dtype
     from .checks import duration
+    from .importing import Imported, import_config
     from .run import RunConfig, find_config, load_config, schema
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DataConfig",
     "Difference",
     "Dtype",
+    "Imported",
     "Key",
     "ModelOptions",
     "PreferenceConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "find_recipe",
     "four_bit_dtype",
     "holds_adapter",
+    "import_config",
     "is_written",
     "kind_of",
     "load_config",
@@ -78,6 +81,8 @@ _HOMES = {
     "four_bit_dtype": "automatic",
     "PreferenceConfig": "arguments",
     "duration": "checks",
+    "Imported": "importing",
+    "import_config": "importing",
     "RunConfig": "run",
     "find_config": "run",
     "load_config": "run",

@@ -15,7 +15,7 @@ _IN_LOSS = (
     "label_smoothing desirable_weight undesirable_weight ld_alpha "
     "use_weighting discopop_tau loss_weights rpo_alpha cpo_alpha simpo_gamma gamma alpha lambda_ tau"
 )
-_MOVED = {  # keys that people know from elsewhere -> what to write here
+MOVED = {  # keys that people know from elsewhere -> what to write here
     "beta": "it is an option of the loss: write `loss: {beta: ...}`",
     "loss_type": "the loss is chosen by its name: write `loss: {name: ...}` (`alignlab losses` lists them)",
     **{key: f"options of the loss live in its block: write `loss: {{{key}: ...}}`" for key in _IN_LOSS.split()},
@@ -52,7 +52,7 @@ _AS_TRAINED = (
     "evaluation runs in the precision of training, in which the reference's scores are made too; "
     "for both write `bf16: true`, or `model: {dtype: ...}`"
 )
-_CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
+CANNOT_WORK: dict[str, tuple[tuple[Any, ...], str]] = {  # option: (values that are harmless, why the others are not)
     "train_sampling_strategy": (("random", "sequential"), "rows are packed without padding, whatever their order"),
     "label_smoothing_factor": ((0, 0.0), "it smooths labels; for preferences write `loss: {label_smoothing: ...}`"),
     "include_num_input_tokens_seen": (("no", False), "it counts columns that batches of pairs do not have"),
@@ -88,7 +88,7 @@ _STAYS = {  # why such a reference cannot follow the policy
 
 def refuse_moved(values: Mapping[str, Any]) -> None:
     """Raises a ValueError that says what to write for a key that is known from elsewhere."""
-    for key, advice in _MOVED.items():
+    for key, advice in MOVED.items():
         if key in values:
             raise ValueError(f"{key}: not a key of this config; {advice}")
 
@@ -100,7 +100,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
             continue
         if values.get(name, get_args(hint)[0]) not in get_args(hint):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, found {values[name]!r}")
-    for name, (harmless, reason) in _CANNOT_WORK.items():
+    for name, (harmless, reason) in CANNOT_WORK.items():
         if values.get(name, harmless[0]) not in harmless:
             raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
     if values.get("bf16") is True and values.get("fp16"):
