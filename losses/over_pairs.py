@@ -87,7 +87,7 @@ def _pair_places(lists: Listed) -> tuple[Tensor, Tensor, Tensor]:
     it is finite; no device is asked which pairs there are.
     """
     scores, there = lists.scores.detach(), lists.present
-    first, second = torch.combinations(torch.arange(scores.shape[1], device=scores.device), 2).unbind(-1)
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     upper, lower = scores[:, first], scores[:, second]
     count = there[:, first] & there[:, second] & (upper != lower)
     best = scores.masked_fill(~there, -torch.inf).argmax(-1, keepdim=True)

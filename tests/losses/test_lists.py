@@ -3,6 +3,7 @@
 import pytest
 import torch
 from making_lists import gradient, lists_of_ratios, pair_of
+from pretend import DEVICE, accelerator
 
 from alignlab import losses
 from alignlab.losses import _examples
@@ -50,3 +51,35 @@ def test_a_sum_of_losses_of_lists():
     torch.testing.assert_close(loss(batch).loss, parts[0] + 0.25 * parts[1])
     with pytest.raises(ValueError, match="the same kind of data, found lists and pairs"):
         losses.build("weighted_sum", parts=["plackett_luce", "dpo"])
+
+
+OF_LISTS = [
+    *(name for name in losses.names() if losses.describe(name).needs.data == "lists"),
+    {"name": "lipo_lambda", "labels": "ranks"},
+    {"name": "nca", "data": "lists"},
+    {"name": "sppo", "data": "lists"},
+]
+
+
+@pytest.mark.parametrize("spec", OF_LISTS, ids=str)
+def test_on_another_device(spec):
+    """On a pretend accelerator, which refuses tensors of the CPU beside its own, losses and gradients are the same."""
+    loss = losses.build(spec)
+    batch = _examples.example_batch(loss.needs, dtype=torch.float32)
+    expected = loss(batch)
+    with accelerator():
+        moved = _examples.mapped(batch, lambda values: values.to(DEVICE))
+        found = loss(moved)
+        (slopes,) = torch.autograd.grad(found.loss.sum(), [moved.completions.logps])
+        assert found.loss.device == found.rewards.device == DEVICE
+        torch.testing.assert_close(found.loss.detach().cpu(), expected.loss.detach(), rtol=0, atol=0)
+    (own,) = torch.autograd.grad(expected.loss.sum(), [batch.completions.logps])
+    torch.testing.assert_close(slopes.own, own, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in OF_LISTS if spec not in ("lipo_lambda", OF_LISTS[-1])], ids=str)
+def test_no_device_is_waited_for(spec):
+    """Tensors without values are enough, but where scores must lie in [0, 1] and are looked at."""
+    loss = losses.build(spec)
+    batch = _examples.mapped(_examples.example_batch(loss.needs), lambda values: values.to("meta"))
+    assert loss(batch).loss.shape == (8,)
