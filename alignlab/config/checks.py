@@ -75,6 +75,9 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "per_device_eval_batch_size": 1,
     "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
     "dataloader_prefetch_factor": 1,
 }
 _ABOVE = {"progress_seconds": 0, "logging_steps": 0, "eval_steps": 0, "save_steps": 0}
@@ -157,6 +160,8 @@ def check_sources(data: DataConfig) -> None:
     evals = data.eval if isinstance(data.eval, dict) else {"": data.eval}
     named = {"data.train": data.train, **{f"data.eval.{name}".rstrip("."): one for name, one in evals.items()}}
     for where, source in named.items():
+        if source in ("", []):
+            raise ValueError(f"{where}: expected a path, a hub id, or a list of these, found {source!r}")
         for index, part in enumerate(source if isinstance(source, list) else ()):
             if not isinstance(part, dict):
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict
 
     check_adapter(config, quantised=is_quantised(model))
-    adapted = get_peft_model(prepare_quantised(model), config)
+    try:
+        adapted = get_peft_model(prepare_quantised(model), config)
+    except (re.error, IndexError, KeyError, TypeError) as error:  # a pattern that is none, a token that is not there
+        raise ValueError(f"peft: the adapter cannot be put on the model: {type(error).__name__}: {error}") from error
     if model.get_output_embeddings() is None:
         widen_head(adapted)
     if not kind_of(config).again:

@@ -17,13 +17,19 @@ def check_moves(policy: nn.Module, args: PreferenceConfig, train: Any | None, ma
     """Looks whether a run can change a weight.
 
     Raises:
-        ValueError: no weight is trainable, no step would be taken, or every row weighs nothing.
+        ValueError: no weight is trainable, an adapter or every row counts nothing, or no step would be taken.
     """
     if not any(weight.requires_grad for weight in policy.parameters()):
         raise ValueError(
             "model: no weight of it is trainable (requires_grad is false for all; an adapter may say inference_mode: "
             "true), so nothing would be learned; unfreeze it, load an adapter with is_trainable=True, or give a new "
             "one with peft"
+        )
+    away = [name for name, one in getattr(policy, "peft_config", {}).items() if getattr(one, "lora_alpha", 1) == 0]
+    if away:
+        raise ValueError(
+            f"peft.lora_alpha: it is 0 (adapter {', '.join(away)}), which scales the adapter away, so nothing would be "
+            "learned; usual are r to 2 * r"
         )
     if max_steps < 1:
         raise ValueError(

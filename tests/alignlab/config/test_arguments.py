@@ -22,6 +22,7 @@ def test_what_would_save_in_another_way_is_refused(key: str, tmp_path: Path) -> 
     [
         ("log_level", "loud", "log_level: expected one of debug, info, warning, error, critical, detail, passive, "),
         ("dataloader_prefetch_factor", 0, "dataloader_prefetch_factor: expected at least 1, found 0"),
+        ("weight_decay", -0.1, "weight_decay: expected at least 0, found -0.1"),
         ("dataloader_num_workers", -1, "dataloader_num_workers: expected at least 0, found -1"),
         ("logging_steps", -1, "logging_steps: expected more than 0, found -1"),
         ("eval_steps", 0, "eval_steps: expected more than 0, found 0"),

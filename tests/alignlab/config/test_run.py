@@ -121,6 +121,7 @@ def test_keys_known_from_elsewhere_are_refused_with_what_to_write(key):
         ({"eval_strategy": "steps"}, "eval_strategy: nothing to evaluate on"),
         ({"data": {"eval": "x", "eval_rows": 3}}, "data.eval and data.eval_rows are both given"),
         ({"data": {"eval_rows": 0}}, "data.eval_rows: expected at least 1, found 0"),
+        ({"data": {"train": ""}}, "data.train: expected a path, a hub id, or a list of these, found ''"),
     ],
 )
 def test_impossible_combinations_are_refused(changes, message):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from making import make_model
 from peft import LoraConfig, get_peft_model
 
 from alignlab.config import holds_adapter
-from alignlab.models import base_path
+from alignlab.models import add_adapter, base_path, peft_options
 
 
 def test_a_folder_with_an_adapter_names_its_base(model_path: Path, tmp_path: Path) -> None:
@@ -23,3 +25,15 @@ def test_a_model_is_its_own_base(model_path: Path) -> None:
     assert not holds_adapter(model_path)
     assert base_path(str(model_path)) == str(model_path)
     assert base_path("some-hub/id") == "some-hub/id"
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"target_modules": "("}, "error: missing \\), unterminated subpattern at position 0|PatternError"),
+        ({"trainable_token_indices": [9999]}, "IndexError: index 9999 is out of bounds"),
+    ],
+)
+def test_what_peft_trips_over_is_an_error_of_the_config(options: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^peft: the adapter cannot be put on the model: ({found})"):
+        add_adapter(make_model(), peft_options(options))

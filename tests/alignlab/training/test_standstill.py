@@ -34,6 +34,12 @@ def test_a_frozen_adapter_is_refused(tokenizer: Any, tmp_path: Path) -> None:
         trainer(tokenizer, tmp_path, frozen).train()
 
 
+def test_an_adapter_that_is_scaled_away_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, lora_alpha=0, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"^peft.lora_alpha: it is 0 \(adapter default\), .* nothing would be learned"):
+        trainer(tokenizer, tmp_path, get_peft_model(make_model(), config)).train()
+
+
 def test_no_step_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no step would be taken: num_train_epochs is 0, max_steps -1"):
         trainer(tokenizer, tmp_path, max_steps=-1, num_train_epochs=0).train()
