@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +29,48 @@ def main(words: Sequence[str]) -> int:
     from alignlab.evaluation import EvalOptions, evaluate
 
     quiet_libraries()
+    harness = {name: arguments.pop(name) for name in ("lm_eval", "lm_eval_tasks", "lm_eval_limit", "lm_eval_chat")}
+    if arguments["data"] is None and harness["lm_eval"] is None:
+        raise ValueError(
+            "--data: expected held-out pairs, or --lm-eval with tasks of lm-evaluation-harness; found neither"
+        )
+    if harness["lm_eval"] is not None:
+        _run_harness(harness, arguments)
+    if arguments["data"] is None:
+        return leave(0)
     judge = read_judge(arguments.pop("judge"))
     unlimited = arguments["max_length"] == 0
     options = EvalOptions(**{**arguments, "judge": judge} | ({"max_length": None} if unlimited else {}))
     result = evaluate(options, say=lambda text: print(f"alignlab: {text}", file=sys.stderr))
     show(*tables(result))
     return leave(0)
+
+
+def _run_harness(harness: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Runs tasks of lm-evaluation-harness, shows their figures, and writes them beside the others."""
+    from rich.table import Table
+
+    from alignlab.evaluation import HarnessOptions, run_harness
+
+    shared = {
+        name: arguments[name] for name in ("model", "tokenizer", "batch_size", "dtype", "seed", "trust_remote_code")
+    }
+    tasks = tuple(harness["lm_eval"].split(","))
+    told = {
+        name: harness[f"lm_eval_{key}"] for name, key in (("include", "tasks"), ("limit", "limit"), ("chat", "chat"))
+    }
+    found = run_harness(HarnessOptions(**shared, tasks=tasks, **told))
+    table = Table("task", "figure", "value", title="lm-evaluation-harness", title_justify="left")
+    for task, figures in found.items():
+        for name, value in figures.items():
+            table.add_row(task, name, f"{value:.4g}")
+        table.add_section()
+    if found:
+        show(table)
+    output: Path | None = arguments["output"]
+    if output is not None and found:
+        path = output if arguments["data"] is None else output.with_suffix(".lm_eval.json")
+        path.write_text(json.dumps({"tasks": found}, indent=2) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--data",
-        required=True,
         metavar="FILE",
         help="held-out pairs: a file, a folder or a hub id; for a reward model also rows of RewardBench 2",
     )
@@ -64,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--generate", type=int, default=0, metavar="N", help="sample answers to N different prompts of the data")
     add("--samples", type=int, default=1, metavar="K", help="answers a prompt (%(default)s)")
     add("--judge", metavar="JUDGE", help=f"compares answers with the chosen completions: {JUDGE_HELP}")
+    add(
+        "--lm-eval",
+        metavar="TASKS",
+        help="tasks of lm-evaluation-harness, with commas between (pip install 'alignlab[eval]')",
+    )
+    add("--lm-eval-tasks", type=Path, metavar="FOLDER", help="a folder of further tasks, in the harness's YAML")
+    add("--lm-eval-limit", type=int, metavar="N", help="documents of each task (all)")
+    add("--lm-eval-chat", action="store_true", help="put the chat template around every request")
     add("--output", type=Path, metavar="FILE.json", help="write the figures there")
     add("--rows", type=Path, metavar="FILE.jsonl", help="write every pair and every answer there")
     add("--batch_size", type=int, default=8, metavar="N", help="pairs or answers a forward (%(default)s)")

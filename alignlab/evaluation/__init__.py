@@ -4,6 +4,7 @@ Never here: the trainer, or a change to a weight.
 """
 
 from .figures import flat
+from .harness import HarnessOptions, run_harness
 from .in_training import AnswerMetrics
 from .likelihoods import log_likelihoods, sequence_kl
 from .samples import SampleAnswers
@@ -12,9 +13,11 @@ from .saved import EvalOptions, evaluate
 __all__ = [
     "AnswerMetrics",
     "EvalOptions",
+    "HarnessOptions",
     "SampleAnswers",
     "evaluate",
     "flat",
     "log_likelihoods",
+    "run_harness",
     "sequence_kl",
 ]
