@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--generate", type=int, default=0, metavar="N", help="sample answers to N different prompts of the data")
     add("--samples", type=int, default=1, metavar="K", help="answers a prompt (%(default)s)")
     add("--judge", metavar="JUDGE", help=f"compares answers with the chosen completions: {JUDGE_HELP}")
-    add(
-        "--lm-eval",
-        metavar="TASKS",
-        help="tasks of lm-evaluation-harness, with commas between (pip install 'alignlab[eval]')",
-    )
-    add("--lm-eval-tasks", type=Path, metavar="FOLDER", help="a folder of further tasks, in the harness's YAML")
-    add("--lm-eval-limit", type=int, metavar="N", help="documents of each task (all)")
-    add("--lm-eval-chat", action="store_true", help="put the chat template around every request")
+    _add_harness(add)
     add("--output", type=Path, metavar="FILE.json", help="write the figures there")
     add("--rows", type=Path, metavar="FILE.jsonl", help="write every pair and every answer there")
     add("--batch_size", type=int, default=8, metavar="N", help="pairs or answers a forward (%(default)s)")
@@ -124,6 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", choices=("auto", "packed", "padded"), default="auto", help="how rows are laid out (%(default)s)")
     add("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
     return parser
+
+
+def _add_harness(add: Callable[..., Any]) -> None:
+    add(
+        "--lm-eval",
+        metavar="TASKS",
+        help="tasks of lm-evaluation-harness, with commas between (pip install 'alignlab[eval]')",
+    )
+    add("--lm-eval-tasks", type=Path, metavar="FOLDER", help="a folder of further tasks, in the harness's YAML")
+    add("--lm-eval-limit", type=int, metavar="N", help="documents of each task (all)")
+    add("--lm-eval-chat", action="store_true", help="put the chat template around every request")
 
 
 def read_judge(text: str | None) -> str | dict[str, Any] | None:
