@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ def main() -> None:
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     figures: list[dict[str, Any]] = []
+    where = place()
     for name in options.only or ("trl", "growth", "start", "cache"):
         figures += MEASURES[name](options)
     if options.output:
         with options.output.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["measure", "case", "figure", "unit"])
+            writer = csv.DictWriter(file, ["measure", "case", "figure", "unit", "machine", "versions"])
             writer.writeheader()
-            writer.writerows(figures)
+            writer.writerows({**one, **where} for one in figures)
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def again(folder: Path, rows: int) -> dict[str, Any]:
     trainer = PreferenceTrainer(model, args, {"name": "simpo"}, source, **more)
     trainer.train()
     data = trainer.train_dataset.with_format("numpy")
-    for start in range(0, len(data), 1000):
+    for start in range(1000 * args.process_index, len(data), 1000 * args.world_size):
         data[start : start + 1000]
     figures.append(("after an epoch's reads", anonymous(), "MB anonymous"))
     return {"figures": figures} if args.process_index == 0 else {}
@@ -271,6 +273,16 @@ def anonymous() -> float:
     """The memory of this process that is no file's, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon"))
+
+
+def place() -> dict[str, str]:
+    """Where it was measured: cores, how many processes wanted them when it began, and what was installed."""
+    packages = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow")
+    versions = [f"python {sys.version.split()[0]}", *(f"{name} {version(name)}" for name in packages)]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    kind = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    machine = f"{os.cpu_count()} x {kind}, load {os.getloadavg()[0]:.0f}"
+    return {"machine": machine, "versions": ", ".join(versions)}
 
 
 def words(count: int) -> list[str]:
