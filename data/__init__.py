@@ -6,7 +6,7 @@ Never here: a model or a loss: rows and token ids alone.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check, statistics
+from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check, kind_of, statistics
 from .columns import value_counts
 from .formats import parse_row
 from .holdout import hold_out
@@ -64,6 +64,7 @@ __all__ = [
     "content_key",
     "hold_out",
     "keys_of",
+    "kind_of",
     "layout_fields",
     "layout_sequences",
     "lengths",

@@ -163,6 +163,16 @@ def pairs(count: int, seed: int = 0, split: Split = "train") -> list[Row]:
     return [_pair(rng, prompt) for prompt in _take(count, _requests(rng, split))]
 
 
+def lists(count: int, seed: int = 0, split: Split = "train", completions: int = 4) -> list[Row]:
+    """Returns ``count`` lists of different answers, rated by the true reward, of which not all are equally good.
+
+    Conversational rows of prompt and completions, with scores (true rewards), rewards (both objectives of each) and
+    group (the topic). The same rows everywhere.
+    """
+    rng = random.Random(f"lists {split} {seed} {completions}")
+    return [_list(rng, prompt, completions) for prompt in _take(count, _requests(rng, split))]
+
+
 def demonstrations(count: int, seed: int = 0) -> list[Row]:
     """Returns ``count`` rows for a supervised start, by a careless writer: prompt, completion and label (True)."""
     rng = random.Random(f"demonstrations {seed}")
@@ -223,6 +233,23 @@ def _answer(rng: random.Random, prompt: str, habits: Habits) -> str:
         looks=rng.choice(LOOKS["varied" if rng.random() < habits.varied else "repeated"]),
         closing=rng.choice(CLOSINGS[closing]),
     )
+
+
+def _list(rng: random.Random, prompt: str, completions: int) -> Row:
+    """Returns different answers, not all of the same reward."""
+    answers: dict[str, float] = {}
+    while len(answers) < completions or len(set(answers.values())) < 2:
+        if len(answers) == completions:
+            answers.clear()
+        answer = _answer(rng, prompt, EVEN)
+        answers[answer] = reward(prompt, answer)
+    return {
+        "prompt": user(prompt),
+        "completions": [assistant(answer) for answer in answers],
+        "scores": list(answers.values()),
+        "rewards": [rewards(prompt, answer) for answer in answers],
+        "group": _read_prompt(prompt)["topic"],
+    }
 
 
 def _pair(rng: random.Random, prompt: str) -> Row:

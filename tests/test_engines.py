@@ -46,6 +46,7 @@ QLORA = {
     "learning_rate": 5e-3,
 }
 EXPERTS = {"of": "dpo", "name": "experts", "model": {"name_or_path": "experts"}, "router_aux_loss_coef": 0.5}
+LISTS = {"of": "plackett_luce", "name": "lists"}
 CHECKPOINTS = {"save_strategy": "steps", "save_steps": 6, "max_steps": 12, "weight_decay": 0.1}
 RESUMED = {**CHECKPOINTS, "of": "group_robust", "lr_scheduler_type": "linear"}
 TORCHRUN_ONE = [*TORCHRUN[:-1], "1"]
@@ -59,12 +60,13 @@ ENGINES: dict[str, tuple[list[str], int | None, dict[str, Any]]] = {
 }
 LAUNCHES = (("ddp", "zero1", "zero2_offload"), ("zero2",), ("zero3", "zero3_offload"))
 MORE: dict[str, list[dict[str, Any]]] = {  # what else is run where the libraries are imported already
-    "one": [*({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")), EXPERTS],
-    "ddp": [EXPERTS, {"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
+    "one": [*({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")), EXPERTS, LISTS],
+    "ddp": [EXPERTS, LISTS, {"of": "tdpo", "name": "reference_offloaded", "reference_deepspeed": "zero3_offload.json"}],
     "zero2": [
         *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
         {**RESUMED, "name": "whole"},
         EXPERTS,
+        LISTS,
     ],
     "zero3": [
         *({"of": loss, "name": f"qlora_{loss}", **QLORA} for loss in ("dpo", "kto")),
@@ -134,6 +136,17 @@ def test_seven_losses_on_two_ranks_equal_one_process(
         assert len(one) == STEPS + 1
         for step, (expected, found) in enumerate(zip(one, two, strict=True)):
             assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), (loss, step)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_lists_on_two_ranks_equal_one_process(engine: str, folder: Path, launched: Callable[[str], Path]) -> None:
+    """Lists of 2, 3 and 4, of which each rank's micro-batch has holes of its own; every metric as of one process."""
+    out = launched(engine)
+    assert_same_losses(folder / "one" / "lists", out / "lists")
+    one, two = log_of(folder / "one" / "lists"), log_of(out / "lists")
+    assert {"rewards/top1", "rewards/ndcg"} <= one[0].keys()
+    for step, (expected, found) in enumerate(zip(one, two, strict=True)):
+        assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), step
 
 
 @pytest.mark.parametrize("engine", ENGINES)

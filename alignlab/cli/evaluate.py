@@ -147,7 +147,10 @@ def tables(result: dict[str, Any]) -> list[Any]:
     from alignlab.evaluation import flat
 
     found = []
-    for part, title in (("pairs", "held-out pairs"), ("bench", "RewardBench 2"), ("answers", "sampled answers")):
+    titles = {"lists": "held-out lists", "pairs": "held-out pairs"}
+    if "lists" in result:
+        titles["pairs"] = "the best and the worst of held-out lists"
+    for part, title in (*titles.items(), ("bench", "RewardBench 2"), ("answers", "sampled answers")):
         if part not in result:
             continue
         table = Table("figure", "value", title=title, title_justify="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from alignlab import scoring
-from alignlab.data import Mode, layout_fields, sequence
+from alignlab.data import Mode, layout_fields, sequences_of
 from alignlab.runtime import bar, evaluating, over, shown_as
 
 from .shares import joined, share
@@ -31,37 +32,47 @@ class PairRow:
 
 
 def score_pairs(
+    policy: nn.Module, dataset: Any, pad_id: int, reference: nn.Module | None = None, **options: Any
+) -> list[PairRow]:
+    """Returns every pair of a tokenised dataset, scored under policy and reference, on every rank.
+
+    Args:
+        options: ``batch_size``, ``mode`` (a layout that both models take: ``scoring.choose_layout`` finds the best) and
+            ``progress``.
+    """
+    found = []
+    for index, row, sums, tokens in scored_rows(policy, dataset, pad_id, reference, ("chosen", "rejected"), **options):
+        group = str(row["group"]) if "group" in row else None
+        chosen, rejected, *ref = (completion for one in sums for completion in one)
+        found.append(PairRow(index, str(row["source"]), group, chosen, rejected, tokens[0], tokens[1], *ref))
+    return joined(found, lambda row: row.row)
+
+
+def scored_rows(
     policy: nn.Module,
     dataset: Any,
     pad_id: int,
-    reference: nn.Module | None = None,
+    reference: nn.Module | None,
+    fields: Sequence[str],
     *,
     batch_size: int = 8,
     mode: Mode = "padded",
     progress: bool = False,
-) -> list[PairRow]:
-    """Returns every pair of a tokenised dataset, scored under policy and reference, on every rank.
-
-    ``mode`` is a layout that both models take: ``scoring.choose_layout`` finds the best.
-    """
+) -> Iterator[tuple[int, dict[str, Any], list[list[float]], list[int]]]:
+    """Yields this rank's rows: number, row, log p of each completion by model (policy, reference), and their tokens."""
     mine, rows = share(len(dataset)), dataset.with_format("numpy")
     models = [policy] if reference is None else [policy, reference]
     heads = [scoring.head_of(one) for one in models]
-    device, found = next(policy.parameters()).device, list[PairRow]()
+    device = next(policy.parameters()).device
     starts = range(0, len(mine), batch_size)
-    for start in over(starts, bar("pairs", len(starts), "batches", shown_as() if progress else "none")):
+    for start in over(starts, bar("rows", len(starts), "batches", shown_as() if progress else "none")):
         indices = mine[start : start + batch_size]
         batch = [rows[index] for index in indices]
-        fields = {name: [sequence(row, name) for row in batch] for name in ("chosen", "rejected")}
-        layout = send_to_device(layout_fields(fields, pad_id, mode), device)
+        layout = send_to_device(layout_fields(sequences_of(batch, fields), pad_id, mode), device)
         sums = []
         for model, head in zip(models, heads, strict=True):
             with evaluating(model):
-                sums.append(scoring.score(model, layout, head=head)["logps"].double().sum(-1).tolist())
-        tokens = layout["mask"].sum(-1).tolist()
+                sums.append(scoring.score(model, layout, head=head)["logps"].double().sum(-1).T.tolist())
+        tokens = layout["mask"].sum(-1).T.tolist()
         for n, index in enumerate(indices):
-            group = str(batch[n]["group"]) if "group" in batch[n] else None
-            chosen, rejected, *ref = (completion[n] for one in sums for completion in one)
-            counts = tokens[0][n], tokens[1][n]
-            found.append(PairRow(index, str(batch[n]["source"]), group, chosen, rejected, *counts, *ref))
-    return joined(found, lambda row: row.row)
+            yield index, batch[n], [one[n] for one in sums], tokens[n]

@@ -17,7 +17,7 @@ from torch import nn
 from alignlab import models
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import Dtype, ModelOptions
-from alignlab.data import DataOptions, DataReport, TextReader, open_sources
+from alignlab.data import DataOptions, DataReport, TextReader, kind_of, open_sources
 from alignlab.judges import Judge, build_judge
 from alignlab.runtime import describe_environment, workers_of_a_rank
 from alignlab.scoring import choose_layout
@@ -25,6 +25,7 @@ from alignlab.scoring import choose_layout
 from .answers import AnswerRow, answer_rows, judge_answers
 from .drawing import Sampling
 from .figures import answer_figures, pair_figures
+from .lists import ListRow, list_figures, score_lists
 from .pairs import PairRow, score_pairs
 from .rewards import bench_figures, is_bench, reward_bench, reward_figures, reward_pairs
 
@@ -37,7 +38,8 @@ class EvalOptions:
 
     Attributes:
         model: folder or hub id of a language model or a reward model; a folder with an adapter brings its base.
-        data: file, folder or hub id of preference pairs; for a reward model also of rows of RewardBench 2.
+        data: file, folder or hub id of preference pairs, or of lists of scored answers; for a reward model also of rows
+            of RewardBench 2.
         reference: the model that rewards and divergence are measured against.
         tokenizer: by default the model's.
         beta: of the reward beta (log p - log q): calibration depends on it, accuracy does not.
@@ -96,7 +98,8 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     judge = None if options.judge is None or not state.is_main_process else build_judge(options.judge)
     with _named("--tokenizer" if options.tokenizer else "model"):
         tokenizer = models.load_tokenizer(_model_options(options, options.model))
-    data = DataOptions(max_length=options.max_length)
+    are_lists = kind_of(open_sources(options.data)) == "lists"
+    data = DataOptions(kind="lists" if are_lists else "pairs", max_length=options.max_length)
     sets = PreparedSets(default_root(), workers_of_a_rank(), state.is_main_process)
     prepared = sets.open(options.data, tokenizer, data, options.seed)
     with _named("model"):
@@ -105,11 +108,10 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
         reference = None if options.reference is None else _load(options, options.reference, state.device)
     pad = models.pad_token_id(tokenizer)
     mode = choose_layout(options.layout, [one for one in (policy, reference) if one is not None], pad)
-    say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} pairs")
-    shown = state.is_main_process
-    pairs = score_pairs(
-        policy, prepared.dataset, pad, reference, batch_size=options.batch_size, mode=mode, progress=shown
-    )
+    say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} {data.kind}")
+    given: dict[str, Any] = {"batch_size": options.batch_size, "mode": mode, "progress": state.is_main_process}
+    lists = score_lists(policy, prepared.dataset, pad, reference, **given) if are_lists else []
+    pairs = [one.ends() for one in lists] or score_pairs(policy, prepared.dataset, pad, reference, **given)
     answers: list[AnswerRow] = []
     if options.generate:
         say(f"sampling {options.generate * options.samples} answers")
@@ -121,8 +123,8 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     if judge is not None:
         say(f"judging {len(answers)} answers by {judge.description}")
         judge_answers(judge, answers)
-    result = _result(options, prepared.report, pairs, answers, judge)
-    _write(options, result, {"pair": pairs, "answer": answers})
+    result = _result(options, prepared.report, pairs, answers, judge, lists)
+    _write(options, result, {"list": lists, "pair": [] if lists else pairs, "answer": answers})
     return result
 
 
@@ -200,7 +202,12 @@ def _load(options: EvalOptions, path: str, device: Any) -> nn.Module:
 
 
 def _result(
-    options: EvalOptions, report: DataReport, pairs: list[PairRow], answers: list[AnswerRow], judge: Judge | None
+    options: EvalOptions,
+    report: DataReport,
+    pairs: list[PairRow],
+    answers: list[AnswerRow],
+    judge: Judge | None,
+    lists: list[ListRow],
 ) -> Result:
     result: Result = {
         **{name: getattr(options, name) for name in ("model", "reference", "data", "beta", "seed", "max_new_tokens")},
@@ -208,6 +215,8 @@ def _result(
         "rows_truncated": report.rows_truncated,
         "pairs": pair_figures(pairs, options.beta),
     }
+    if lists:
+        result["lists"] = list_figures(lists, options.beta)
     if answers:
         result["answers"] = {"answers": len(answers), "per_prompt": options.samples, **answer_figures(answers)}
     if judge is not None:

@@ -14,7 +14,7 @@ from .statistics import Figures, standard_error
 __all__ = ["Figures", "formulas", "load", "names", "path", "rewardbench", "standard_error"]
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_METRICS = ("__init__", "formulas", "ngrams", "rewardbench", "statistics")
+_NOT_METRICS = ("__init__", "formulas", "ngrams", "orders", "rewardbench", "statistics")
 
 
 def names() -> list[str]:

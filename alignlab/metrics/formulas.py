@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .ngrams import diversity, self_bleu
+from .orders import list_ranking
 from .statistics import (
     Figures,
     bootstrap_interval,
@@ -28,6 +29,7 @@ __all__ = [
     "length_exploitation",
     "length_growth",
     "likelihood_displacement",
+    "list_ranking",
     "margin_calibration",
     "pair_length_bias",
     "preference_accuracy",

@@ -15,6 +15,8 @@ from alignlab.reference import choose_mode
 from .trace import StepShape
 from .zero import Zero
 
+LIST_COMPLETIONS = 4  # of a list, where nothing bounds them: what rated sets have
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -37,10 +39,12 @@ class Lengths:
 
 
 def completions_of(config: RunConfig) -> int:
-    """Returns how many completions of a row the policy scores with gradient."""
+    """Returns how many completions of a row the policy scores with gradient; of a list ``max_completions``, or four."""
     needs = losses.build(config.loss).needs
     if needs.data == "labelled":
         return 1
+    if needs.data == "lists":
+        return int(config.training.get("max_completions") or LIST_COMPLETIONS)
     return 1 + needs.rejected + needs.gold
 
 

@@ -31,6 +31,15 @@ def run_charts(run: RunRecord) -> list[Chart]:
             "reward",
             [("rewards/margins", "margin"), ("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")],
         ),
+        _curves(
+            run,
+            "ranking",
+            "Ranking of lists",
+            "Top-1: share of lists whose best completion has the highest reward. NDCG: 1 where rewards order lists as "
+            "their scores do.",
+            "",
+            [("rewards/top1", "top-1"), ("rewards/ndcg", "NDCG")],
+        ),
         _displacement(run),
         *_groups(run),
         _curves(

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from alignlab.data import toy
+from alignlab.data import DataOptions, prepare, toy
 
 
 def test_rewards_by_hand() -> None:
@@ -37,10 +37,24 @@ def test_pairs_are_labelled_by_the_true_reward() -> None:
     assert max(counts.values()) > 2 * min(counts.values()), "groups of unequal size"
 
 
+def test_lists_are_rated_by_the_true_reward(tokenizer: Any) -> None:
+    """Four different answers to each prompt, not all equally good, which training takes as they are."""
+    rows: list[Any] = list(toy.lists(60, 0))
+    for row in rows:
+        prompt, answers = row["prompt"][-1]["content"], [one[-1]["content"] for one in row["completions"]]
+        assert [toy.reward(prompt, answer) for answer in answers] == row["scores"]
+        assert (len(set(answers)), len(set(row["scores"])) > 1) == (4, True)
+    assert toy.lists(60, 0) == rows != toy.lists(60, 1)
+    assert {len(row["completions"]) for row in toy.lists(5, completions=7)} == {7}
+    found = prepare(rows, tokenizer, DataOptions(kind="lists", rewards=2), progress=False)
+    assert (found.report.rows_kept, found.report.completions_repeated) == (60, 0)
+
+
 def test_held_out_questions_are_not_trained_on() -> None:
     def asked(rows: Any) -> set[str]:
         return {row["prompt"][-1]["content"] for row in rows}
 
-    held = asked(toy.pairs(300, 0, "heldout")) | set(toy.prompts(100, 0))
+    held = asked(toy.pairs(300, 0, "heldout")) | asked(toy.lists(50, 0, "heldout")) | set(toy.prompts(100, 0))
     assert not held & asked(toy.pairs(2000, 0))
     assert not held & asked(toy.demonstrations(2000, 0))
+    assert not held & asked(toy.lists(500, 0))

@@ -14,8 +14,10 @@ from unittest.mock import patch
 
 import torch
 from making import make_model, make_rows, make_tokenizer
+from making_lists import make_lists
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
+from alignlab import losses
 from alignlab.cli.launched import leave
 from alignlab.config.run import load_config
 from alignlab.run.single import train
@@ -38,7 +40,8 @@ def prepare(folder: Path) -> None:
             good = index % 3 > 0
             text = row["chosen"] if good else row["rejected"]
             labelled.append({"prompt": row["prompt"], "completion": text, "label": good})
-        for kind, rows in (("pairs", pairs), ("labelled", labelled)):
+        lists = make_lists(count, seed, groups=("few", "many", "many"))
+        for kind, rows in (("pairs", pairs), ("labelled", labelled), ("lists", lists)):
             (folder / f"{name}_{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -58,7 +61,7 @@ def make_experts(folder: Path) -> None:
 def settings(folder: Path, run: Path, loss: str, **changes: Any) -> dict[str, Any]:
     """Returns the config of one run: a high learning rate, so that twenty steps go somewhere."""
     ranks, accumulation = int(os.environ.get("WORLD_SIZE", "1")), changes.get("gradient_accumulation_steps", 1)
-    kind, model = "labelled" if loss == "kto" else "pairs", changes.pop("model", {})
+    kind, model = losses.describe(loss).needs.data, changes.pop("model", {})
     return {
         "loss": {"name": loss},
         "model": {**model, "name_or_path": str(folder / model.get("name_or_path", "model"))},

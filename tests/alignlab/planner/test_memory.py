@@ -186,3 +186,13 @@ def test_a_real_run_of_more_than_100M_parameters_takes_what_was_planned(tmp_path
     planned = benchmark.planned(path, case, lengths)
     assert planned["parameters"] >= 100_000_000
     assert planned["peak"] == pytest.approx(benchmark.measured(path, case)[0], rel=0.2)
+
+
+def test_a_list_is_planned_with_its_most_completions_or_four(config: Any) -> None:
+    """Four rows of a prompt of 32 and 4 or 7 completions of 32 tokens; scores of 1000 rows are a float32 a token."""
+    listed = ("--loss.name", "plackett_luce")
+    assert plan(config(*listed)).tokens == 4 * (32 + 4 * 32)
+    assert plan(config(*listed, "--max_completions", "7")).tokens == 4 * (32 + 7 * 32)
+    four, seven = (estimate(config(*listed, *words), 1, Lengths(32, 32)) for words in ((), ("--max_completions", "7")))
+    assert (four.cache, seven.cache) == (1000 * 4 * 32 * 4, 1000 * 7 * 32 * 4)
+    assert seven.gpu["activations"] > four.gpu["activations"]
