@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import engine_ranks
 import pytest
 import torch
+from launching import TORCHRUN, launch
 from making import make_model, make_rows
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification
@@ -236,3 +239,29 @@ def test_what_would_be_silently_wrong_is_refused(start: Path, tokenizer: Any, tm
                 row | {f"rewards_{name}": [1.0, 0.0, -1.0] for name in ("chosen", "rejected")} for row in make_rows(4)
             ],
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_under_zero_equal_one_process(stage: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All weights and LoRA, a head drawn anew: losses within 1e-4, and the same margins and rewards."""
+    folder = tmp_path_factory.mktemp(f"stage{stage}")
+    engine_ranks.prepare(folder)
+    lora = {"peft": {"r": 4, "target_modules": "all-linear"}, "learning_rate": 5e-3}
+    runs = [{"of": "bradley_terry", "name": "all"}, {"of": "bradley_terry", "name": "lora", **lora}]
+    launch([sys.executable], folder, folder / "one", runs)
+    launch([*TORCHRUN], folder, folder / "two", [{**run, "deepspeed": f"zero{stage}.json"} for run in runs])
+    for run in runs:
+        one, two = (
+            json.loads((folder / part / str(run["name"]) / "trainer_state.json").read_text()) for part in ("one", "two")
+        )
+        expected, found = ([entry["loss"] for entry in log["log_history"] if "loss" in entry] for log in (one, two))
+        assert len(expected) == engine_ranks.STEPS
+        assert max(expected) - min(expected) > 0.1, "the trajectory moves"
+        assert found == pytest.approx(expected, abs=1e-4), run["name"]
+        last, other = one["log_history"][-1], two["log_history"][-1]
+        assert other["eval_rewards/margins"] == pytest.approx(last["eval_rewards/margins"], abs=2e-3)
+    judged = [
+        RewardModel(str(folder / part / "all")).rewards([("the red cat :", " good dog")])[0] for part in ("one", "two")
+    ]
+    assert judged[1] == pytest.approx(judged[0], abs=2e-3)
