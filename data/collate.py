@@ -102,8 +102,11 @@ class PreferenceCollator:
     "group" int64, "label" bool, "pair" int64, "scores" ``[N, K]`` of lists, NaN at holes, "rewards" ``[F, N, R]`` of
     all fields but "gold", NaN at holes), and
     ``reference_hidden`` ``[M, D]`` float32 in the order of the layout's needed positions. Two numpy arrays stay on the
-    host, where they are read: ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers.
+    host, where they are read: ``row`` ``[N]`` int64 and ``real`` ``[N]`` bool, False for fillers. Where
+    ``keeps_sequences`` is set, so do the completions that were laid out, as ``sequences``.
     """
+
+    keeps_sequences = False
 
     def __init__(
         self,
@@ -132,6 +135,8 @@ class PreferenceCollator:
             "row": np.array([row["row"] for row in rows], dtype=np.int64),
             "real": np.array([row["real"] for row in rows], dtype=bool),
         }
+        if self.keeps_sequences:
+            batch["sequences"] = sequences
         if self.cached.hidden is not None:
             batch["reference_hidden"] = read_hidden(self.cached.hidden, sequences, layout)
         if self.mismatched:

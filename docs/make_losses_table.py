@@ -52,7 +52,7 @@ loss of pairs under `over_pairs`, unless its pairs are coupled. With two complet
 
 ## Not integrated
 
-Three methods reach beyond the scores of a batch. Their formulas are in `losses/_beyond.py` and agree with the golden
+Two methods reach beyond the scores of a batch. Their formulas are in `losses/_beyond.py` and agree with the golden
 values; no trainer here runs them, since each would need a way through the trainer that nothing else uses:
 
 - **IFT** (Hua et al. 2024, arXiv:2405.11870) takes the policy's greedy tokens from a first forward, mixes their
@@ -61,7 +61,6 @@ values; no trainer here runs them, since each would need a way through the train
   the losses, and takes the gradient at weights that a first gradient has moved. Here seed and epoch alone say which
   rows meet in a step, which is what a resumed run and several ranks rely on. Weighting groups by their losses is
   `group_dro`.
-- **HyPO** (Song et al. 2024, arXiv:2406.01462) adds a KL term on fresh samples of the policy. Training here draws none.
 """
 
 

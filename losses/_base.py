@@ -22,6 +22,7 @@ class Pairs:
     Attributes:
         chosen, rejected: the two completions of each prompt.
         gold: a third completion of each prompt, for losses that need one.
+        online: an answer to each prompt that the policy has drawn in this step, for losses that need one.
         group: ``[N]`` int64, index of the row's group in ``Facts.groups``.
         weight: ``[N]`` float, weight of the row. The trainer multiplies the row's loss by it; a loss reads it
             only where its totals must be weighted as the rows are.
@@ -37,6 +38,7 @@ class Pairs:
     margin: Tensor | None = None
     score_chosen: Tensor | None = None
     score_rejected: Tensor | None = None
+    online: Scored | None = None
 
     def __len__(self) -> int:
         return self.chosen.logps.shape[0]
@@ -134,7 +136,7 @@ class LossOutput:
 
 
 # What a loss may need of a language model's head, or of a frozen one beside it.
-_LOG_PROBABILITIES = ("logps", "ref_logps", "kl", "mismatched", "prompt_logps", "second_moment", "scorers")
+_LOG_PROBABILITIES = ("logps", "ref_logps", "kl", "mismatched", "prompt_logps", "second_moment", "scorers", "online")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Needs:
         prompt_logps: log-probabilities of the prompt's tokens.
         second_moment: log sum of squared policy probabilities at each position.
         gold: a third completion.
+        online: of pairs, an answer that the policy draws to each prompt in every step; implies a live reference.
         rejected: the rejected completion; without it a training step scores the chosen one alone, and the batch's
             rejected ones have no tokens.
         columns: columns that every row must have ("group", "margin", "score_chosen", "rewards", ...).
@@ -174,6 +177,7 @@ class Needs:
     prompt_logps: bool = False
     second_moment: bool = False
     gold: bool = False
+    online: bool = False
     rejected: bool = True
     columns: tuple[str, ...] = ()
     rewards: int = 0

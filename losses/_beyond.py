@@ -5,29 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Pairs
-from ._scored import Scored, where_mask
-from .dpo import DPO
-
-
-def hypo(pairs: Pairs, online: Scored, beta: float = 0.1, weight: float = 0.01) -> tuple[Tensor, Tensor]:
-    """Returns the loss of HyPO, DPO plus a KL term on fresh samples, and the estimate of that KL, both 0-dim.
-
-    ``mean(DPO) + weight mean(L_on sg(L_on - R_on))``: the second term has the gradient of KL(policy || reference) and a
-    value without meaning; log the estimate, ``mean(L_on - R_on)``.
-
-    Args:
-        pairs: the offline pairs.
-        online: fresh samples of the policy, complete with their end tokens: truncated samples bias the KL.
-        beta: of DPO, > 0.
-        weight: of the KL term, >= 0.
-
-    Source: Song et al. 2024, arXiv:2406.01462.
-    """
-    drift = online.log_ratios.detach()
-    surrogate = (online.sum_logps * drift).mean()
-    loss: Tensor = DPO(beta)(pairs).loss.mean() + weight * surrogate
-    return loss, drift.mean()
+from ._scored import where_mask
 
 
 def ift(logps: Tensor, mask: Tensor, gamma: float = 0.95, detach_weights: bool = False) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,13 @@ def example_batch(needs: Needs, rows: int = ROWS, seed: int = 0, dtype: torch.dt
     }
     columns = {name: known[name] for name in needs.columns if name in known}
     if needs.data == "pairs":
-        return Pairs(scored(), scored(), gold=scored() if needs.gold else None, **columns)
+        return Pairs(
+            scored(),
+            scored(),
+            gold=scored() if needs.gold else None,
+            online=scored() if needs.online else None,
+            **columns,
+        )
     if needs.data == "lists":
         return _listed(scored(), normal(*shape), columns)
     mismatched = _detached(scored()) if needs.mismatched else None
@@ -87,6 +93,8 @@ def completions(batch: Batch) -> Iterator[Scored]:
     yield from (batch.chosen, batch.rejected) if isinstance(batch, Pairs) else (batch.completions,)
     if isinstance(batch, Pairs) and batch.gold is not None:
         yield batch.gold
+    if isinstance(batch, Pairs) and batch.online is not None:
+        yield batch.online
 
 
 def fill(batch: Batch, policy: float, reference: float) -> None:

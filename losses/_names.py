@@ -23,12 +23,10 @@ AMBIGUOUS = {
     "dro": "direct reward optimisation (Richemond et al. 2024) learns a value function and is not here;"
     " distributionally robust optimisation over groups is 'group_dro'",
     "simper": "SimPER (Xiao et al. 2025) is not here; 'simpo' is another method",
-    "xpo": "exploratory preference optimisation (Xie et al. 2024) learns from fresh samples of the policy, which no"
-    " trainer here draws",
-    "spo": "self-play preference optimisation of Swamy et al. 2024 learns from fresh samples, which no trainer here"
-    " draws; that of Wu et al. 2024 is 'sppo'",
-    "hypo": "Song et al. 2024 is DPO plus a KL term on fresh samples, which no trainer here draws; Yuan et al. 2026 is"
-    " 'hybrid_dpo'",
+    "xpo": "exploratory preference optimisation (Xie et al. 2024) learns from judged samples of the policy in every"
+    " step, which no trainer here judges",
+    "spo": "self-play preference optimisation of Swamy et al. 2024 learns from judged samples, which no trainer here"
+    " judges; that of Wu et al. 2024 is 'sppo'",
     "aot_pair": "TRL once called by this name what it and we now call 'aot_unpaired'; the paired form is 'aot'",
     "ppo": "it learns from rewards of fresh samples and is no preference loss",
     "tr_dpo": "it moves the reference of any loss while training and is no loss itself: write sync_ref_model: true"

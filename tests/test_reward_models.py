@@ -247,13 +247,16 @@ def test_two_ranks_under_zero_equal_one_process(stage: int, tmp_path_factory: py
     """All weights and LoRA, a head drawn anew: losses within 1e-4, and the same margins and rewards."""
     folder = tmp_path_factory.mktemp(f"stage{stage}")
     engine_ranks.prepare(folder)
-    lora = {"peft": {"r": 4, "target_modules": "all-linear"}, "learning_rate": 5e-3}
-    runs = [{"of": "bradley_terry", "name": "all"}, {"of": "bradley_terry", "name": "lora", **lora}]
+    lora: dict[str, Any] = {"peft": {"r": 4, "target_modules": "all-linear"}, "learning_rate": 5e-3}
+    runs: list[dict[str, Any]] = [
+        {"of": "bradley_terry", "name": "all"},
+        {"of": "bradley_terry", "name": "lora", **lora},
+    ]
     launch([sys.executable], folder, folder / "one", runs)
     launch([*TORCHRUN], folder, folder / "two", [{**run, "deepspeed": f"zero{stage}.json"} for run in runs])
     for run in runs:
         one, two = (
-            json.loads((folder / part / str(run["name"]) / "trainer_state.json").read_text()) for part in ("one", "two")
+            json.loads((folder / part / run["name"] / "trainer_state.json").read_text()) for part in ("one", "two")
         )
         expected, found = ([entry["loss"] for entry in log["log_history"] if "loss" in entry] for log in (one, two))
         assert len(expected) == engine_ranks.STEPS

@@ -187,6 +187,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
     eval_generations: int = field(
         default=0, metadata={"help": "At each evaluation, sample answers to so many prompts and log their metrics."}
     )
+    online_max_new_tokens: int = field(
+        default=256, metadata={"help": "Of losses that sample in the step: most tokens of an answer."}
+    )
     eval_max_new_tokens: int = field(default=128, metadata={"help": "Of eval_generations: tokens of an answer."})
     eval_judge: str | dict[str, Any] | None = field(
         default=None,

@@ -72,6 +72,7 @@ _LEAST = {
     "report_samples": 0,
     "eval_generations": 0,
     "eval_max_new_tokens": 1,
+    "online_max_new_tokens": 1,
     "gradient_accumulation_steps": 1,
     "per_device_eval_batch_size": 1,
     "dataloader_num_workers": 0,

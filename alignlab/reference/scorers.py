@@ -138,7 +138,9 @@ def choose_mode(requested: str, needs: Needs, *, has_adapter: bool, moves: bool 
     if requested == "none":
         raise ValueError("reference: none was asked for, but the loss needs a reference; allowed: auto, cached, live")
     if requested == "auto":
-        return "live" if needs.kl or moves else "cached"
+        return "live" if needs.kl or needs.online or moves else "cached"
+    if requested == "cached" and needs.online:
+        raise ValueError("reference: cached cannot hold answers that the policy has yet to draw; allowed: auto, live")
     if requested == "adapter_off" and not has_adapter:
         raise ValueError("reference: adapter_off needs a policy with an adapter; allowed: auto, cached, live")
     return requested

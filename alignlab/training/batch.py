@@ -87,7 +87,9 @@ def loss_batch(
     else:
         numbers = {name: columns.get(name) for name in ("margin", "score_chosen", "score_rejected")}
         rejected = scored.get("rejected") or _without_tokens(scored["chosen"])
-        result = Pairs(scored["chosen"], rejected, gold=scored.get("gold"), **shared, **numbers)
+        result = Pairs(
+            scored["chosen"], rejected, gold=scored.get("gold"), online=scored.get("online"), **shared, **numbers
+        )
     return take_rows(result, real_rows(batch))
 
 

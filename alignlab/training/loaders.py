@@ -76,7 +76,7 @@ class Loaders:
 
     def _collator(self, *, training: bool) -> PreferenceCollator:
         cached = {name: one for name, one in self.frozen.items() if one.cached}
-        return PreferenceCollator(
+        collator = PreferenceCollator(
             self._fields(training=training),
             self.pad_id,
             mismatched=self.needs.mismatched,
@@ -89,6 +89,8 @@ class Loaders:
             ),
             mode=self.layout,
         )
+        collator.keeps_sequences = self.needs.online
+        return collator
 
     def _fields(self, *, training: bool) -> tuple[str, ...]:
         """Returns the completions of a row that the loss is given; evaluation measures the rejected one in any case."""

@@ -18,6 +18,7 @@ from alignlab.scoring import LazyHead, Router
 
 from .batch import FrozenScores, any_scores, contributions, loss_batch
 from .guard import Quiet, quiet_scores
+from .online import OnlineSampler
 
 
 class PreferenceStep:
@@ -33,7 +34,12 @@ class PreferenceStep:
             without gradient that accumulated micro-batches otherwise need.
         router: the routers whose load-balancing loss, over all ranks, joins the objective, micro-batches weighted by
             their rows.
+
+    Attributes:
+        online: what draws answers in the step, for losses that need them; None for all others.
     """
+
+    online: OnlineSampler | None = None
 
     def __init__(
         self,
@@ -57,13 +63,18 @@ class PreferenceStep:
         self._rows = torch.tensor(1.0, dtype=torch.float64)
         self._head = LazyHead()
 
-    def begin(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    def begin(self, model: nn.Module, batches: Sequence[Mapping[str, Any]], number: int = 0) -> Tensor:
         """Counts the step's rows over all ranks, and makes the totals that its own forwards come too late for.
 
         Totals from masks or mismatched completions never need a gradient, so they are always made here. Totals from
         the scores themselves come out of the step's single forward; where the step is cut into several
         micro-batches, out of a pass without gradient (or of the previous step, if so chosen).
+
+        Args:
+            number: of the optimiser step, which answers that are drawn in it depend on.
         """
+        if self.online is not None:
+            self.online.step = number
         self._parts, self._totals = [], None
         rows = torch.full((), float(sum(batch["real"].sum() for batch in batches)), dtype=torch.float64)
         self._rows = rows if self.ranks == 1 else self.over_ranks(rows.to(self.device))
@@ -81,6 +92,8 @@ class PreferenceStep:
         """
         coupled, late = self.needs.coupled, self.needs.coupled == "step" and self._totals is None
         own = coupled == "micro_batch" or late or self.use_previous_totals
+        if self.online is not None:
+            inputs = self.online.extended(model, inputs, training=self.loss.training)
         with self.router.watching() if self.router else nullcontext():
             batch = self.scored(model, inputs, mismatched=self.needs.mismatched and own)
         totals = self._totals
@@ -94,6 +107,8 @@ class PreferenceStep:
         if len(batch) == 0:  # only fillers: the graph is kept, at zero weight, for the engine's collectives
             return any_scores(batch).sum() * 0.0, batch, None
         output = self.loss(batch, totals)
+        if self.online is not None:
+            output.metrics["online/finished"] = self.online.finished(model, inputs)
         part = contributions(output, batch).sum() * (self.ranks / self._rows)
         if balance is not None and self.router:
             output.metrics["aux_loss"] = (balance.detach(), torch.full_like(balance.detach(), len(batch)))
@@ -119,6 +134,8 @@ class PreferenceStep:
 
     def scored(self, model: nn.Module, inputs: Mapping[str, Any], *, mismatched: bool = False) -> Batch:
         """Runs frozen models and policy on a micro-batch and returns what the loss is given."""
+        if self.online is not None and "answers" not in inputs:
+            inputs = self.online.extended(model, inputs, training=self.loss.training)
         frozen, reference = self._frozen_scores(inputs, mismatched=mismatched)
         other = self._mismatched(model, inputs) if mismatched else None
         with self.autocast():

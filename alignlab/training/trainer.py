@@ -39,6 +39,7 @@ from .finite import RowLosses
 from .guard import Quiet, check_reference
 from .loaders import Loaders
 from .masters import check_masters
+from .online import online_sampler
 from .record import describe_run
 from .resumable import ResumableTrainer
 from .resumption import RunIdentity
@@ -126,9 +127,10 @@ class PreferenceTrainer(ResumableTrainer):
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
         self._loaders = Loaders(args, self.loss.needs, self.data, self.frozen, self.layout, pad)
-        self._sums, self._row_losses, self._throughput = MetricSums(), RowLosses(), Throughput()
-        self._guard_pending = False
+        self._sums, self._row_losses = MetricSums(), RowLosses()
+        self._throughput, self._guard_pending = Throughput(), False
         self._step = build_step(self.loss, policy, self.frozen, args, self._autocast, self._over_ranks)
+        self._step.online = online_sampler(self.loss.needs, args, tokenizer, pad, self.layout, self._autocast)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""
@@ -143,9 +145,6 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.args.world_size > 1 else value
-
-    def _compute_dtype(self) -> str:
-        return self._numerics.name(next(self.model.parameters()).dtype)
 
     def _fill_caches(self, datasets: list[Any]) -> None:
         """Scores, with every cached frozen model, what the cache lacks of these datasets."""
@@ -190,7 +189,7 @@ class PreferenceTrainer(ResumableTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.loss.train()
         self.model_wrapped.train()
-        return batches, self._step.begin(self.model_wrapped, batches)
+        return batches, self._step.begin(self.model_wrapped, batches, self.state.global_step)
 
     def compute_loss(
         self,

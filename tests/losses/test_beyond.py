@@ -1,28 +1,9 @@
-"""Formulas of HyPO, IFT and VAA: golden cases and limits."""
+"""Formulas of IFT and VAA: golden cases and limits."""
 
 import pytest
 import torch
 
-from alignlab import losses
-from alignlab.losses._beyond import hypo, ift, vaa_step
-
-
-@pytest.mark.parametrize("setting", [0, 1])
-def test_hypo_golden(golden, setting):
-    case, batch, online = golden.case("hypo", setting), golden.pairs(), golden.scored("online")
-    loss, kl = hypo(batch, online, case.hparams["beta"], case.hparams["lambda"])
-    golden.close(loss, case.outputs["loss"])
-    golden.close(kl, case.outputs["kl_estimate"])
-    golden.close_gradients(loss, batch, case.seq_grad)
-
-
-def test_hypo_limits(exact, at_reference):
-    """weight 0 is DPO; where policy == reference the KL term has no gradient."""
-    batch, online = exact.pairs(), exact.scored("online")
-    torch.testing.assert_close(hypo(batch, online, 0.1, 0.0)[0], losses.build("dpo")(batch).loss.mean())
-    online.ref_logps = online.logps.detach().clone()
-    (slope,) = torch.autograd.grad(hypo(batch, online)[0], online.logps)
-    assert not slope.any()
+from alignlab.losses._beyond import ift, vaa_step
 
 
 @pytest.mark.parametrize("setting", [0, 1])
