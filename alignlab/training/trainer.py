@@ -150,7 +150,8 @@ class PreferenceTrainer(ResumableTrainer):
         """Scores, with every cached frozen model, what the cache lacks of these datasets."""
         wanted = [(one.with_format("numpy"), self.data.fields) for one in datasets if one is not None]
         pad = models.pad_token_id(self.processing_class)
-        fill_caches(self.frozen, self.args, self._compute_dtype(), pad, self._autocast, wanted, half=self._half)
+        dtype = self._numerics.name(next(self.model.parameters()).dtype)
+        fill_caches(self.frozen, self.args, dtype, pad, self._autocast, wanted, half=self._half)
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
