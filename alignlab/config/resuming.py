@@ -22,7 +22,7 @@ _CHANGES = """
 learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs max_steps
 weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm neftune_noise_alpha disable_dropout
 model.dtype model.bnb_4bit_compute_dtype bf16 fp16 float32_matmul_precision tf32 reference_hidden_dtype
-coupled_totals router_aux_loss_coef ref_model_mixup_alpha ref_model_sync_steps
+coupled_totals router_aux_loss_coef ref_model_mixup_alpha ref_model_sync_steps online_max_new_tokens
 label_smoothing_factor average_tokens_across_devices auto_find_batch_size
 restore_callback_states_from_checkpoint
 """

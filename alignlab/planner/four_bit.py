@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.scoring import value_head
+
 BLOCK = 64  # 4-bit weights that share a scale
 SCALE_BYTES = {False: 4.0, True: 1 + 4 / 256}  # of such a scale; with double quantisation its own scales are shared
 
@@ -47,8 +49,8 @@ class FourBitLinear(nn.Linear):
 
 
 def quantise(model: Any, double_quant: bool, checkpointing: bool) -> None:
-    """Puts 4-bit layers in the place of all linear ones but the LM head, and prepares the rest as PEFT does."""
-    head = model.get_output_embeddings()
+    """Puts 4-bit layers in the place of all linear ones but the model's head, and prepares the rest as PEFT does."""
+    head = model.get_output_embeddings() or value_head(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:

@@ -45,7 +45,7 @@ def completions_of(config: RunConfig) -> int:
         return 1
     if needs.data == "lists":
         return int(config.training.get("max_completions") or LIST_COMPLETIONS)
-    return 1 + needs.rejected + needs.gold
+    return 1 + needs.rejected + needs.gold + needs.online
 
 
 def adapter_of(config: RunConfig) -> Mapping[str, Any] | None:
@@ -96,4 +96,5 @@ def step_shape(config: RunConfig, architecture: Any, lengths: Lengths, zero: Zer
         completion=lengths.completion,
         live=live,  # type: ignore[arg-type]
         device=device,
+        outputs=losses.build(config.loss).needs.values,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignlab import models, scoring
 from alignlab.data import Mode, ScoredSequence, layout_fields
@@ -39,6 +39,7 @@ class StepShape:
         prompt, completion: tokens of each.
         live: the reference runs beside the policy: "none", "logps", or "kl" with whole distributions.
         device: the type of device that is planned for; an accelerator makes larger blocks of logits than a CPU.
+        outputs: of a value head in the place of the LM head; 0: a language model.
     """
 
     dtype: torch.dtype = torch.float32
@@ -53,6 +54,7 @@ class StepShape:
     completion: int = 512
     live: Literal["none", "logps", "kl"] = "none"
     device: str = "cuda"
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,19 @@ def _trace(config: Any, shape: StepShape, shares: Mapping[str, float] | None, at
 
 
 def _run(model: Any, layout: dict[str, Any], shape: StepShape, trace: MemoryTrace) -> None:
-    """Runs the reference where it is live, the policy, and the backward of a loss of its log-probabilities."""
+    """Runs the reference where it is live, the policy, and the backward of a loss of its scores."""
+    autocast = torch.autocast("cpu", shape.compute) if shape.compute is not None else nullcontext()
+    if shape.outputs:
+        with autocast:
+            found = scoring.values(model, layout).sum()
+        found.backward()  # type: ignore[no-untyped-call]
+        return
     module = model.get_output_embeddings()
     head = Head(module, blocks=shape.device) if type(module) is nn.Linear else None
     handles = [
         module.register_forward_pre_hook(lambda *_: setattr(trace, "_kind", HEAD)),
         module.register_forward_hook(lambda *_: setattr(trace, "_kind", ACTIVATIONS)),
     ]
-    autocast = torch.autocast("cpu", shape.compute) if shape.compute is not None else nullcontext()
     reference = None
     with autocast:
         if shape.live != "none":
@@ -222,7 +229,11 @@ def _run(model: Any, layout: dict[str, Any], shape: StepShape, trace: MemoryTrac
 
 def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     """Returns the policy as a run would load it, on fake tensors."""
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=shape.dtype, attn_implementation=attention)
+    auto = AutoModelForCausalLM
+    if shape.outputs:
+        auto, config = AutoModelForSequenceClassification, copy.deepcopy(config)
+        config.num_labels, config.get_text_config().pad_token_id = shape.outputs, 0
+    model: Any = auto.from_config(config, dtype=shape.dtype, attn_implementation=attention)
     if shape.four_bit:
         quantise(model, shape.double_quant, shape.checkpointing)
     if shape.checkpointing:
@@ -230,7 +241,7 @@ def _policy(config: Any, shape: StepShape, attention: str) -> Any:
     if shape.peft is not None:
         from peft import get_peft_model
 
-        adapter = models.peft_options(shape.peft)
+        adapter = models.peft_options(shape.peft, shape.outputs)
         if hasattr(adapter, "init_lora_weights"):
             adapter.init_lora_weights = True  # how it starts takes no memory; CorDA would ask for rows
         model = get_peft_model(model, adapter, low_cpu_mem_usage=True)

@@ -113,3 +113,18 @@ def test_a_mixture_of_experts_is_planned_where_its_kernel_has_rules_and_refused_
     assert found.total == 2 * 300 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 4 * 3 * 32 * 64 + 4 * 32 + 3 * 32
     with pytest.raises(ValueError, match=r"a mixtral model in torch.float32 cannot be planned"):
         trace_step(architecture, StepShape(prompt=8, completion=8))
+
+
+@pytest.mark.parametrize("changes", [{}, {"four_bit": True, "peft": {"r": 4}}])
+def test_a_reward_model_has_a_value_head_and_no_logits(model_path: Path, changes: dict[str, Any]) -> None:
+    """A head of 3 x 32 in the place of 300 x 32, trained in full under an adapter too, and no logits at all."""
+    architecture = AutoConfig.from_pretrained(model_path)
+    shape = StepShape(prompt=64, completion=64, outputs=3, **changes)
+    traced = trace_step(architecture, shape)
+    lora = 2 * 2 * (4 * 32 + 4 * 32) if changes else 0  # A and B of q (32 x 32) and v (32 x 16: A 4 x 32, B 16 x 4)
+    lora -= 2 * 4 * 16 if changes else 0
+    base = PARAMETERS - 300 * 32
+    assert traced.trained == (lora + 3 * 32 if changes else base + 3 * 32)
+    assert traced.peak.get("logits", 0) == 0
+    plain = trace_step(architecture, StepShape(prompt=64, completion=64))
+    assert sum(traced.peak.values()) < sum(plain.peak.values())
