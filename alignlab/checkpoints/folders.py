@@ -225,6 +225,8 @@ def check(folder: Path, trust: bool = False) -> None:
     if damage is None:
         return
     if damage == NO_MANIFEST and not from_main(lambda: is_zero(folder)):
+        if not from_main((folder / "trainer_state.json").is_file):
+            raise ValueError(f"resume_from_checkpoint: {folder} is no checkpoint: it has no trainer_state.json")
         if is_main():
             logger.warning("resume_from_checkpoint: %s cannot be checked: %s", folder, damage)
         return

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 READY = ".ready-"  # whole, and on its way into the folder: a start after a kill goes on with that
 _NAMES = ".names.json"  # what READY holds, or held before a part of it was moved
 _KEYSTONES = ("adapter_config.json", "config.json")  # without either nobody takes a folder for a model
+_CARD = "README.md"
 _WEIGHTS = re.compile(r"(adapter_)?(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?")
 
 
@@ -63,6 +64,11 @@ def put_in_place(folder: Path, what: str, *, together: bool = True) -> Iterator[
             f"in place{rest}"
         ) from error
     ask(lambda: _move(ready, folder))
+
+
+def is_peoples_own(path: Path) -> bool:
+    """True for a README.md that is no model card: one opens with a block of YAML."""
+    return path.name == _CARD and path.is_file() and not path.read_bytes().startswith(b"---")
 
 
 def _alone(ask: Callable[[], None]) -> None:
@@ -131,6 +137,10 @@ def _move(ready: Path, folder: Path) -> None:
 
 
 def _replace(new: Path, old: Path) -> None:
+    if is_peoples_own(old):
+        logger.warning("%s is no model card, and stays as it is; the card of this run is left out", old)
+        new.unlink()
+        return
     if old.is_dir():
         shutil.rmtree(old)
     new.replace(old)

@@ -48,7 +48,10 @@ def _holder(folder: Path) -> str:
 
 
 def _take(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"output_dir: the folder cannot be made: {error.strerror}", str(folder)) from error
     lock = _lock(folder)
     first = not lock.is_locked
     try:

@@ -38,6 +38,8 @@ def check_places(model: ModelOptions, training: Mapping[str, Any], data: DataCon
         ValueError: names ``output_dir`` and the other key.
     """
     output = str(training["output_dir"])
+    if not output.strip() or "\0" in output:
+        raise ValueError(f"output_dir: expected the path of a folder, found {output!r}")
     folder = Path(output).expanduser().resolve()
     for one in (folder, *folder.parents):
         if one.exists() and not one.is_dir():

@@ -63,7 +63,13 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
     check_adapter(config, quantised=is_quantised(model))
     try:
         adapted = get_peft_model(prepare_quantised(model), config)
-    except (re.error, IndexError, KeyError, TypeError) as error:  # a pattern that is none, a token that is not there
+    except (
+        re.error,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # no pattern, no such module, no such token
         raise ValueError(f"peft: the adapter cannot be put on the model: {type(error).__name__}: {error}") from error
     if model.get_output_embeddings() is None:
         widen_head(adapted)

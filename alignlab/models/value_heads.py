@@ -56,7 +56,10 @@ def reading_of(path: str, revision: str = "main") -> dict[str, Any] | None:
         file = Path(path) / RECORD
         found: Any = file if file.is_file() else None
     else:
-        found = cached_file(path, RECORD, revision=revision, _raise_exceptions_for_missing_entries=False)
+        try:
+            found = cached_file(path, RECORD, revision=revision, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):  # no folder, and no name that the hub could know: loading it says so
+            found = None
     return None if found is None else dict(json.loads(Path(found).read_text(encoding="utf-8")))
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignlab.checkpoints import holds_checkpoints
+from alignlab.checkpoints import holds_checkpoints, is_peoples_own
 from alignlab.config import RunConfig, differences, is_written, makes_another_run, read_yaml
 
 from .inputs import other_inputs, refuse_other_models
@@ -85,7 +85,7 @@ def _put_aside(folder: Path, found: str) -> None:
     aside = folder / f"{_REPLACED}{_first_free(folder, _REPLACED + '{}')}"
     aside.mkdir()
     for entry in sorted(folder.iterdir()):
-        if is_written(entry.name):
+        if is_written(entry.name) and not is_peoples_own(entry):
             entry.rename(aside / entry.name)
     logger.warning("%s held %s: it stands in %s until this run is whole, and is then deleted", folder, found, aside)
 

@@ -125,7 +125,11 @@ def test_what_was_asked_for_by_name_is_refused_if_damaged_and_zero_pickles_witho
     folder = write(tmp_path, 3)
     check(folder)
     (folder / MANIFEST).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-3 is no checkpoint: it has no trainer_state.json$"):
+        check(folder)
+    (folder / "trainer_state.json").write_text("{}")
     check(folder)  # safetensors and weights_only: no code runs
+    (folder / "trainer_state.json").unlink()
     assert "cannot be checked" in caplog.text
     (folder / "global_step3").mkdir()
     with pytest.raises(ValueError, match=r"checkpoint-3: it has no manifest.*trust_checkpoint: true"):

@@ -33,3 +33,11 @@ def test_one_run_a_folder_until_it_dies(tmp_path: Path, monkeypatch: Any) -> Non
     other.communicate()
     with only_run_in(tmp_path), only_run_in(tmp_path):
         assert (tmp_path / HOLDER).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_folder_that_cannot_be_made_names_the_key(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="output_dir: the folder cannot be made: File name too long"),
+        only_run_in(tmp_path / ("x" * 300)),
+    ):
+        pass

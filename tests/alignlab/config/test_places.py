@@ -87,3 +87,9 @@ def test_data_that_a_write_would_harm_is_refused(folder: Path, output: str, keys
 )
 def test_other_folders_are_not(folder: Path, output: str, keys: dict[str, str]) -> None:
     load(output, **keys)
+
+
+@pytest.mark.parametrize("output", ["", " ", "a\0b"])
+def test_what_is_no_path_is_refused(folder: Path, output: str) -> None:
+    with pytest.raises(ValueError, match=r"^output_dir: expected the path of a folder, found '"):
+        load(output)

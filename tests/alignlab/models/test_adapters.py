@@ -31,6 +31,7 @@ def test_a_model_is_its_own_base(model_path: Path) -> None:
     ("options", "found"),
     [
         ({"target_modules": "("}, "error: missing \\), unterminated subpattern at position 0|PatternError"),
+        ({"target_modules": ["nope"]}, "[A-Za-z]+: Target modules .*nope.* not found in the base model"),
         ({"trainable_token_indices": [9999]}, "IndexError: index 9999 is out of bounds"),
     ],
 )

@@ -75,7 +75,15 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(folder: Path, capsy
 def test_what_else_lies_in_the_folder_is_no_run_and_stays(folder: Path) -> None:
     """A run that began in a folder of work, of other runs and of a repository takes its own files back, and no more."""
     assert main(told("--learning_rate", "1e-3")) == 0
-    others = ("notes.txt", "dpo/model.safetensors", ".git/HEAD", "config.py", "models/README.md", "data.jsonl")
+    others = (
+        "notes.txt",
+        "README.md",
+        "dpo/model.safetensors",
+        ".git/HEAD",
+        "config.py",
+        "models/README.md",
+        "data.jsonl",
+    )
     for name in others:
         Path("run", name).parent.mkdir(exist_ok=True)
         Path("run", name).write_text("mine")
@@ -127,6 +135,27 @@ def test_a_folder_with_a_model_of_nobody_is_refused(folder: Path, capsys: pytest
     assert Path("run/config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (
+            ("--ref_model_name_or_path", "/no/model"),
+            "the model of '/no/model' cannot be loaded: there is no such folder",
+        ),
+        (
+            ("--resume_from_checkpoint", "empty"),
+            "resume_from_checkpoint: empty is no checkpoint: it has no trainer_state",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], found: str
+) -> None:
+    Path("empty").mkdir()
+    assert main(told(*words)) == 2
+    assert f"alignlab: error: {found}" in capsys.readouterr().err
+
+
 def test_a_run_that_goes_on_keeps_the_older_config(folder: Path) -> None:
     """Two steps, then a third: config.yaml says the latter, config.1.yaml the former."""
     saving = ("--save_strategy", "steps", "--save_steps", "1", "--lr_scheduler_type", "constant")
@@ -149,7 +178,8 @@ def test_a_full_disk_at_the_end_names_what_is_whole(folder: Path, capsys: pytest
     *_, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("alignlab: error: model: run: the model could not be saved (")
     assert error.endswith(
-        "Whole in run: nothing of the end; missing: model, trainer_state.json, environment.json, metrics.json"
+        "Whole in run: nothing of the end; missing: model, trainer_state.json, environment.json, metrics.json, "
+        "README.md"
     )
     assert not [path.name for path in Path("run").iterdir() if "token" in path.name or "model" in path.name]
     assert main(told()) == 0
