@@ -10,7 +10,7 @@ from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check
 from .columns import value_counts
 from .formats import parse_row
 from .holdout import hold_out
-from .identity import rows_digest, sources_digest
+from .identity import file_hash, rows_digest, sources_digest
 from .keys import content_key, keys_of
 from .lengths import LIST, lengths, list_lengths, list_sizes, row_tokens
 from .options import DataOptions
@@ -62,6 +62,7 @@ __all__ = [
     "attention_plan",
     "check",
     "content_key",
+    "file_hash",
     "hold_out",
     "keys_of",
     "kind_of",

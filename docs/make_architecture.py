@@ -16,6 +16,7 @@ LEAVES = ("losses", "data", "configs")  # top-level folders that are installed a
 FLOORS = (
     ("launch",),
     ("cli",),
+    ("rounds",),
     ("run",),
     ("training", "planner"),
     ("evaluation",),

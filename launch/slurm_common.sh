@@ -18,14 +18,15 @@ read_words() {
   fi
 }
 
-# What one task runs, for TASK=train, score or eval.
+# What one task runs, for TASK=train, score, eval or rounds.
 task_command() {
   local python="${VENV:+$VENV/bin/}python"
   case "$TASK" in
     train) command=("$python" -m alignlab train "${arguments[@]}" --output_dir "$RUN_DIR" --resume_from_checkpoint auto) ;;
     score) command=("$python" -m alignlab score "${arguments[@]}" --output_dir "$RUN_DIR") ;;
     eval) command=("$python" -m alignlab eval "$RUN_DIR" --data "$EVAL_DATA" --output "$RUN_DIR/eval.json") ;;
-    *) refuse "TASK is '$TASK'; allowed: train, score, eval" ;;
+    rounds) command=("$python" -m alignlab rounds "${arguments[@]}" --stage "${STAGE:?of the loop: 1/sample, say}") ;;
+    *) refuse "TASK is '$TASK'; allowed: train, score, eval, rounds" ;;
   esac
   if [[ "$TASK" == eval && -z "$EVAL_DATA" ]]; then
     refuse "TASK=eval needs EVAL_DATA, the file to evaluate on"
@@ -40,7 +41,7 @@ step_command() {
     pyxis:*) where=(--container-image="${CONTAINER#pyxis:}" --container-mounts="$CONTAINER_MOUNTS" --container-workdir="$PWD") ;;
     *) wrap=(apptainer exec --nv --bind "$CONTAINER_MOUNTS" "$CONTAINER") ;;
   esac
-  if [[ "$TASK" == eval ]]; then
+  if [[ "$TASK" == eval || ("$TASK" == rounds && "$STAGE" =~ /(pair|reference)$) ]]; then
     tasks=(--nodes=1 --ntasks=1)
   fi
   # Single quotes: each task must expand its own rank, not the batch script's.

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from alignlab.config.run import load_config
+from alignlab.rounds import load_rounds
 from alignlab.run.sweep import load_sweep
 
 FOLDER = Path(str(resources.files("alignlab.configs")))
 SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))
-CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS})
+ROUNDS = [FOLDER / f"{name}.yaml" for name in ("iterative_dpo", "rejection_sft", "spin")]
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS, *ROUNDS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -34,6 +36,16 @@ def test_shipped_sweep_loads_and_opens_with_its_command(path):
     header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     assert header is not None
     assert f"alignlab sweep {path.name}" in header[0]
+
+
+@pytest.mark.parametrize("path", ROUNDS, ids=lambda path: path.name)
+def test_shipped_loop_loads_and_opens_with_its_command(path):
+    found = load_rounds(path.stem)
+    assert found == load_rounds(path)
+    assert found.output_dir == f"runs/{path.stem}"
+    header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header is not None
+    assert f"alignlab rounds {path.name}" in header[0]
 
 
 ZERO = sorted(FOLDER.glob("zero*.json"))

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignlab.cache import default_root, file_memory
 from alignlab.checkpoints import write_whole
+from alignlab.data import file_hash
 
 FORMAT = "alignlab-made-1"
 
@@ -44,7 +46,7 @@ class Made:
             path = self.manifest.parent / name
             if not path.is_file():
                 wrong.append(f"{path} is missing")
-            elif file_digest(path) != digest:
+            elif file_hash(path, file_memory(default_root())).hex() != digest:
                 wrong.append(f"{path} is not what was written")
         return wrong
 

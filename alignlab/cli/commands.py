@@ -23,6 +23,7 @@ from . import (
     plan,
     recipes,
     report,
+    rounds,
     sample,
     score,
     sweep,
@@ -40,6 +41,7 @@ READERS: dict[str, Reader] = {  # the commands that read their words themselves
     "plan": plan.main,
     "eval": evaluate.main,
     "sample": sample.main,
+    "rounds": rounds.main,
     "demo": demo.main,
 }
 LONGEST = 400  # characters of a message that we did not write
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         sample,
         judge,
         pair,
+        rounds,
         evaluate,
         report,
         sweep,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .demo_rounds import rounds_of_the_demo
 from .parsers import add_reader, with_examples
 
 # torch and all that needs it is imported inside functions, so that `alignlab demo --help` comes at once.
@@ -52,6 +53,9 @@ def main(words: Sequence[str] = ()) -> None:
         return
     say("\n[bold]2/4  Supervised start: the model learns to answer as people do, well and badly[/]")
     sft = supervised_start(folder, options.seed)
+    if options.rounds:
+        rounds_of_the_demo(folder, sft, options.rounds, options.seed)
+        return
     say(f"\n[bold]3/4  Preference training with {options.loss}: it learns which answers are better[/]")
     trained = preference_training(folder, options.loss, options.seed)
     say("\n[bold]4/4  Held-out questions, before and after[/]")
@@ -62,11 +66,14 @@ def main(words: Sequence[str] = ()) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shown = with_examples("alignlab demo", "alignlab demo --loss ipo --output-dir runs/demo-ipo")
+    shown = with_examples(
+        "alignlab demo", "alignlab demo --loss ipo --output-dir runs/demo-ipo", "alignlab demo --rounds 3"
+    )
     parser = argparse.ArgumentParser(prog="alignlab demo", description=__doc__, allow_abbrev=False, **shown)
     parser.add_argument("--output-dir", default="runs/demo", help="what the demo wrote there before is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of rows, weights and training (%(default)s)")
     parser.add_argument("--loss", default="dpo", metavar="NAME", help="any loss that `alignlab losses` lists")
+    parser.add_argument("--rounds", type=int, default=0, metavar="N", help="sample, judge, pair and train, N times")
     parser.add_argument("--prepare-only", action="store_true", help="write rows and the untrained model, then stop")
     return parser
 

@@ -33,6 +33,7 @@ def add_to(commands: Any) -> None:
     add("--sigmas", type=float, default=2.0, help="of best_sigma (%(default)s)")
     add("--beta", type=float, default=0.5, help="of rso: the temperature of acceptance (%(default)s)")
     add("--threshold", type=float, default=0.5, help="of pass_fail: the least score that passes (%(default)s)")
+    add("--least", type=float, metavar="S", help="of best: leave out prompts whose best answer scores less")
     add("--seed", type=int, default=0, help="of what a rule draws (%(default)s)")
 
 

@@ -22,6 +22,7 @@ FATES = {
     "equal": "is the human answer",
     "all_pass": "every answer to its prompt passes",
     "all_fail": "no answer to its prompt passes",
+    "below": "the best answer to its prompt scores less than least",
     "tie": "ties with the answer that it was coupled with",
     "margin": "is not further from it than min_margin",
     "length": "is too much longer or shorter than it",

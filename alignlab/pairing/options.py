@@ -25,6 +25,7 @@ class PairOptions:
         seed: of what a rule draws; hashed with the prompt, so that no row depends on its neighbours.
         sigmas: of best_sigma: how far below the mean the rejected answer is looked for.
         beta: of rso: the temperature of acceptance. threshold: of pass_fail: the least score that passes.
+        least: of best: prompts whose best answer scores less are left out.
     """
 
     rule: str = "best_worst"
@@ -40,6 +41,7 @@ class PairOptions:
     sigmas: float = 2.0
     beta: float = 0.5
     threshold: float = 0.5
+    least: float | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:

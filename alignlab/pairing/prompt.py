@@ -177,6 +177,9 @@ class PromptPairs:
         if not left:
             return
         best = max(left, key=self._score)
+        if self.options.least is not None and self._score(best) < self.options.least:
+            self._befall(left, "below")
+            return
         self._took(best, "chosen")
         one = self.row.answers[best]
         yield self._row({"completion": (one.text, one.ids)}, {}, {"completion": best}) | {"label": True}

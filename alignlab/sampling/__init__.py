@@ -3,9 +3,9 @@
 Never here: a verdict on an answer, or a data set.
 """
 
-from .answering import Sampled, sample
+from .answering import ENGINES, Sampled, sample
 from .chat import generate, texts
 from .local import end_tokens, sample_answers
 from .options import SampleOptions
 
-__all__ = ["SampleOptions", "Sampled", "end_tokens", "generate", "sample", "sample_answers", "texts"]
+__all__ = ["ENGINES", "SampleOptions", "Sampled", "end_tokens", "generate", "sample", "sample_answers", "texts"]

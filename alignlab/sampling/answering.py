@@ -30,7 +30,7 @@ class Sampled:
     Attributes:
         model: how the model is loaded. prompts: as ``data.read_prompts`` takes them.
         output: the file of answers. engine: how they are drawn.
-        most: only the first prompts, so many; None for all. first: the first of them, counted from 0.
+        most: so many prompts from the ``first`` on, counted from 0; None for all. repeat: begin again where they end.
         manifest: where it is said what the file was made of; by default beside it.
     """
 
@@ -41,6 +41,7 @@ class Sampled:
     engine: str = "transformers"
     first: int = 0
     most: int | None = None
+    repeat: bool = False
     manifest: Path | None = None
     data: DataOptions = field(default_factory=DataOptions)
 
@@ -117,8 +118,7 @@ def chosen_prompts(read: AskedPrompts, asked: Sampled, room: int | None) -> tupl
     Raises:
         ValueError: none is left.
     """
-    end = None if asked.most is None else asked.first + asked.most
-    prompts = read.prompts[asked.first : end]
+    prompts = _portion(read.prompts, asked)
     longest = None if room is None else room - asked.options.max_new_tokens
     fitting = [one for one in prompts if longest is None or len(one.ids) <= longest]
     account = {"prompts": len(fitting), "repeated": read.repeated, "too_long": len(prompts) - len(fitting)}
@@ -134,6 +134,25 @@ def chosen_prompts(read: AskedPrompts, asked: Sampled, room: int | None) -> tupl
     if not fitting:
         raise ValueError(f"--prompts: none is left of {len(read.prompts)} ({account['too_long']} are too long)")
     return fitting, account
+
+
+def _portion(prompts: list[AskedPrompt], asked: Sampled) -> list[AskedPrompt]:
+    """Returns the prompts that are asked for.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if asked.most is None:
+        return prompts[asked.first :]
+    if asked.repeat and asked.most <= len(prompts):
+        return [prompts[(asked.first + n) % len(prompts)] for n in range(asked.most)]
+    found = prompts[asked.first : asked.first + asked.most]
+    if asked.first and len(found) < asked.most:
+        raise ValueError(
+            f"prompts: {asked.first} to {asked.first + asked.most} are wanted, and there are {len(prompts)}; take "
+            "fewer a round (prompts.per_round), or begin again where they end (prompts.repeat: true)"
+        )
+    return found
 
 
 def _size(options: SampleOptions) -> int:

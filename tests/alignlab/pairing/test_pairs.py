@@ -115,6 +115,7 @@ def test_the_best_alone() -> None:
     [one], fates = made(row([1.0, 2.0]), rule="best")
     assert (one["completion_ids"], one["label"], one["prompt_ids"]) == ([11, 1], True, PROMPT)
     assert fates == {"chosen": 1, "not_picked": 1}
+    assert made(row([1.0, 2.0]), rule="best", least=2.5) == ([], {"below": 2})
 
 
 def test_lists() -> None:
