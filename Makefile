@@ -14,7 +14,7 @@ SPREAD := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Nothing but packages is ever downloaded.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-fast lint bench bench-losses gpu repro site install clean
+.PHONY: demo test test-fast lint bench bench-losses gpu repro site dist test-oldest install clean
 
 demo: $(INSTALLED)
 	$(BIN)/alignlab demo
@@ -54,6 +54,22 @@ repro: $(TOOLS)
 # The pages as a site, in build/site: open its index.html.
 site: $(TOOLS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# sdist and wheel in dist/, checked; each is then installed into an environment of its own, away from here, and runs the demo
+# and a loss from a file. Ten minutes.
+dist: $(TOOLS)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/support/dist.py dist/*
+
+# The fast tests on the lowest versions that pyproject.toml allows, in an environment of its own.
+OLDEST := $(VENV)-oldest
+test-oldest: constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable . pytest pytest-timeout pytest-xdist hypothesis datasketch scipy
+	$(OLDEST)/bin/python -m pytest -q $(SPREAD) -m "not slow" tests/alignlab tests/data tests/losses tests/test_internals.py
 
 install: $(TOOLS)
 
