@@ -4,10 +4,11 @@ import json
 import re
 import shlex
 
+import make_recipes
 import pytest
 
 from alignlab.cli import main
-from alignlab.config import find_recipe, load_config, read_recipe, recipes
+from alignlab.config import find_recipe, load_config, read_recipe, read_yaml, recipes
 from alignlab.planner import plan
 
 RECIPES = {recipe.name: recipe for recipe in recipes()}
@@ -55,6 +56,20 @@ def test_a_recipe_is_found_by_name_wherever_one_stands(tmp_path, monkeypatch):
     assert (config.loss["beta"], config.training["output_dir"]) == (0.01, "runs/zephyr_dpo_7b")
     with pytest.raises(ValueError, match=r"no recipe 'zephyr'; there are .*zephyr_dpo_7b, "):
         find_recipe("zephyr")
+
+
+def test_page_is_the_generated_one():
+    committed = (make_recipes.DOCS / "recipes.md").read_text(encoding="utf-8")
+    assert make_recipes.page() == committed, "run python docs/make_recipes.py"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_table_of_planned_memory_agrees_with_the_head(name):
+    rows = {int(row["cards"]): float(row["gb"]) for row in make_recipes.read_planned() if row["recipe"] == name}
+    found = float(RECIPES[name].fields["memory"].split(" GB")[0])
+    assert rows[RECIPES[name].cards[0]] == pytest.approx(found, abs=0.051)
+    assert list(rows) == ([1, 2, 4, 8] if "deepspeed" in read_yaml(RECIPES[name].path) else [1])
+    assert list(rows.values()) == sorted(rows.values(), reverse=True)
 
 
 @pytest.mark.slow

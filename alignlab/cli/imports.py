@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("source", choices=SOURCES, help="whose config it is")
     parser.add_argument("config", metavar="CONFIG", type=Path, help="their YAML file")
     parser.add_argument("file", metavar="FILE.yaml", type=Path, nargs="?", help="where ours goes; else it is printed")
-    parser.add_argument("--trainer", help="of TRL's: dpo, kto, orpo or cpo (default: as its keys say, else dpo)")
+    parser.add_argument("--trainer", help="of TRL's: dpo, kto, orpo, cpo, reward (default: as its keys say, else dpo)")
 
 
 def run(arguments: argparse.Namespace) -> int:

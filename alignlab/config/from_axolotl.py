@@ -29,6 +29,7 @@ LOSSES: dict[str, LossRule] = {  # rl
     "kto": ({"name": "kto"}, KTO),
     "orpo": ({"name": "orpo", "nll_scope": "full"}, BETA),
     "simpo": ({"name": "simpo"}, {**BETA, "gamma": "simpo_gamma"}),
+    "reward_model": ({"name": "bradley_terry"}, {"centring": "center_rewards_coefficient"}),  # a key of its own there
 }
 NLL_BESIDE = {"simpo"}  # to which CPOTrainer adds cpo_alpha times the likelihood
 SWITCHES: dict[str, LossRule] = {  # keys that make another loss of rl: dpo
@@ -118,9 +119,10 @@ def convert(account: Account, trainer: str | None = None) -> None:
 
 
 def _loss(account: Account) -> Values:
-    kind = account.get("rl")
+    kind = account.get("rl") or ("reward_model" if account.get("reward_model") else None)
     rule = choose("rl", kind, LOSSES, "" if kind else ": it is not preference training")
-    account.tell("rl", "changed", f"loss.name: {rule[0]['name']}")
+    for key in ("rl", "reward_model"):
+        account.tell(key, "changed", f"loss.name: {rule[0]['name']}")
     if account.get("trl"):
         account.given.setdefault("rl_beta", account.get("trl").get("beta", DEFAULTS["rl_beta"]))
         account.tell("trl", "changed", "loss.beta")

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's configs, as ``llamafactory-cli train`` reads them: preference training, stages dpo and kto."""
+"""LLaMA-Factory's configs, as ``llamafactory-cli train`` reads them: preference training, stages dpo, kto and rm."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ LOSSES: dict[str, LossRule] = {  # pref_loss
     "simpo": ({"name": "simpo"}, {**BETA, "gamma": "simpo_gamma"}),
 }
 KTO = {**BETA, "desirable_weight": "kto_chosen_weight", "undesirable_weight": "kto_rejected_weight"}
-STAGES: dict[str, dict[str, LossRule]] = {"dpo": LOSSES, "kto": {"sigmoid": ({"name": "kto"}, KTO)}}
+STAGES: dict[str, dict[str, LossRule]] = {
+    "dpo": LOSSES,
+    "kto": {"sigmoid": ({"name": "kto"}, KTO)},
+    "rm": {"sigmoid": ({"name": "bradley_terry"}, {})},
+}
 ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 ENGINES = {  # of examples/deepspeed
     "ds_z2_config.json": "zero2.json",

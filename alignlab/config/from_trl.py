@@ -53,13 +53,18 @@ LOSSES: dict[str, dict[str, LossRule]] = {  # trainer -> their loss_type -> ours
         "alphapo": ({"name": "alphapo"}, {**BETA, "gamma": "simpo_gamma", "alpha": "alpha"}),
     },
 }
+LOSSES["reward"] = {"bradley_terry": ({"name": "bradley_terry"}, {"centring": "center_rewards_coefficient"})}
 NLL_BESIDE = {("cpo", "simpo"), ("cpo", "alphapo")}  # to which CPOTrainer adds cpo_alpha times the likelihood
 FIRST = {trainer: next(iter(rules)) for trainer, rules in LOSSES.items()}  # their default loss_type
 TELLTALE = {  # keys that one trainer alone has
     **dict.fromkeys(("desirable_weight", "undesirable_weight"), "kto"),
     **dict.fromkeys(("cpo_alpha", "simpo_gamma"), "cpo"),
+    "center_rewards_coefficient": "reward",
 }
-ORDER = {"kto": "sequential"}  # of rows, where it is not random
+DIFFER = {  # defaults of one trainer that are not ours
+    "kto": {"train_sampling_strategy": "sequential"},
+    "reward": {"learning_rate": 1e-4},
+}
 DIVERGENCES = {"reverse_kl": None, "forward_kl": "forward_kl", "js_divergence": "js", "alpha_divergence": "alpha"}
 MODEL = {
     "model_name_or_path": "name_or_path",
@@ -89,14 +94,14 @@ def convert(account: Account, trainer: str | None = None) -> None:
     """Takes over a config of TRL's.
 
     Args:
-        trainer: dpo, kto, orpo or cpo: which of TRL's commands it is for; by default as its keys say, else dpo.
+        trainer: dpo, kto, orpo, cpo or reward: which of TRL's commands it is for; by default as its keys say, else dpo.
     """
     told = next((one for key, one in TELLTALE.items() if key in account.given), "dpo")
     rules = choose("trainer", trainer or told, LOSSES)
     account.values["loss"] = _loss(account, trainer or told, rules)
-    if "train_sampling_strategy" not in account.given and (trainer or told) in ORDER:
-        order = ORDER[trainer or told]
-        account.write_out("train_sampling_strategy", "train_sampling_strategy", order, "the default of that trainer")
+    for key, value in DIFFER.get(trainer or told, {}).items():
+        if key not in account.given:
+            account.write_out(key, key, value, "the default of that trainer")
     _model(account)
     _data(account)
     account.move("gradient_checkpointing", "gradient_checkpointing")

@@ -50,7 +50,7 @@ def import_config(source: str, path: str | Path, trainer: str | None = None) -> 
     """Reads a config of another trainer and returns it as ours, checked.
 
     Args:
-        source: trl, llamafactory or axolotl. trainer: of TRL's: dpo, kto, orpo or cpo.
+        source: trl, llamafactory or axolotl. trainer: of TRL's: dpo, kto, orpo, cpo or reward.
 
     Raises:
         ValueError: it is no preference training that can be taken over, or what came of it is no config; names the key.

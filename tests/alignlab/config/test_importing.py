@@ -342,6 +342,19 @@ def test_switches_of_axolotl_make_other_losses(tmp_path, switch, loss):
     assert import_config("axolotl", write(tmp_path, **given, **switch)).values["loss"] == loss
 
 
+REWARDS = [
+    ("trl", {**TRL, "center_rewards_coefficient": 0.01}, {"centring": 0.01}, 1e-4),
+    ("llamafactory", {"model_name_or_path": "sft", "stage": "rm", "dataset": "pairs"}, {}, 5e-5),
+    ("axolotl", {"base_model": "sft", "reward_model": True, "learning_rate": 1e-5}, {}, 1e-5),
+]
+
+
+@pytest.mark.parametrize(("source", "given", "options", "rate"), REWARDS, ids=[row[0] for row in REWARDS])
+def test_reward_models_come_over(tmp_path, source, given, options, rate):
+    values = import_config(source, write(tmp_path, **given)).values
+    assert (values["loss"], values["learning_rate"]) == ({"name": "bradley_terry", **options}, rate)
+
+
 def test_dataset_info_of_llamafactory_is_read_where_it_is(tmp_path):
     entries = {
         "mine": {"file_name": "mine.json", "ranking": True, "columns": {"prompt": "question", "chosen": "chosen"}},
@@ -360,13 +373,13 @@ def test_dataset_info_of_llamafactory_is_read_where_it_is(tmp_path):
 
 
 REFUSED = [
-    ("llamafactory", {"stage": "sft"}, "stage: 'sft' has no counterpart here; what can be taken over: dpo, kto"),
+    ("llamafactory", {"stage": "sft"}, "stage: 'sft' has no counterpart here; what can be taken over: dpo, kto, rm"),
     ("llamafactory", {"stage": "dpo", "finetuning_type": "freeze"}, "finetuning_type: 'freeze' has no counterpart"),
     ("axolotl", {"base_model": "sft"}, "rl: None has no counterpart here: it is not preference training; "),
     (
         "axolotl",
         {"rl": "grpo"},
-        "rl: 'grpo' has no counterpart here; what can be taken over: dpo, ipo, kto, orpo, simpo",
+        "rl: 'grpo' has no counterpart here; what can be taken over: dpo, ipo, kto, orpo, simpo, reward_model",
     ),
     (
         "trl",
