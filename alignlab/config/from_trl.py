@@ -61,7 +61,7 @@ TELLTALE = {  # keys that one trainer alone has
     **dict.fromkeys(("cpo_alpha", "simpo_gamma"), "cpo"),
     "center_rewards_coefficient": "reward",
 }
-DIFFER = {  # defaults of one trainer that are not ours
+DIFFER: dict[str, dict[str, Any]] = {  # defaults of one trainer that are not ours
     "kto": {"train_sampling_strategy": "sequential"},
     "reward": {"learning_rate": 1e-4},
 }
