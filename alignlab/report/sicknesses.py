@@ -16,6 +16,7 @@ from .records import RunRecord, Series
 CHOSEN_FALL = 0.25  # nats a token
 LENGTH_GROWTH = 1.5  # ratio
 LENGTH_BIAS = 1.2  # ratio
+REWARD_LENGTH = 0.1  # share of pairs of unequal length
 SATURATED = 0.99  # share of pairs
 GENERALISATION_GAP = 0.1  # share of pairs
 MARGIN_GROWTH = 1.25  # ratio over the second half of training
@@ -142,7 +143,20 @@ def length(run: RunRecord) -> Results:
             )
             threshold = f"chosen completions {LENGTH_BIAS} times as long as rejected ones (our choice)"
             results.append(Finding("The data prefer length", seen, threshold, source))
-    return results
+    return results + _reward_of_length(run)
+
+
+def _reward_of_length(run: RunRecord) -> Results:
+    """A reward model prefers the longer answer more often than people did."""
+    wins, chosen = run.held_out("length/longer_wins"), run.held_out("length/longer_chosen")
+    if wins is None or chosen is None or wins - chosen < REWARD_LENGTH:
+        return []
+    seen = (
+        f"Of held-out pairs of unequal length the longer answer has the higher reward in {wins:.0%}, and was chosen in "
+        f"{chosen:.0%}: the reward counts words beyond what the labels do."
+    )
+    threshold = f"{REWARD_LENGTH:.0%} of these pairs more (our choice)"
+    return [Finding("The reward prefers length", seen, threshold, "Singhal et al. 2023 (arXiv:2310.03716)")]
 
 
 def generated_lengths(run: RunRecord) -> tuple[float, float] | None:

@@ -17,6 +17,9 @@ _HELD_OUT = (  # metric, what a page calls it
     ("rewards/accuracies", "accuracy, held out"),
     ("rewards/margins", "margin, held out"),
     ("group/worst_accuracy", "worst group, held out"),
+    ("calibration/brier", "Brier score, held out"),
+    ("length/longer_wins", "longer answer has more reward, held out"),
+    ("length/longer_chosen", "longer answer is chosen, held out"),
     ("generation/reward", "reward of answers"),
     ("generation/win_rate", "win rate of answers"),
 )

@@ -159,3 +159,13 @@ def test_every_finding_says_threshold_and_source():
     assert len(findings) == 7
     assert all(isinstance(one, Finding) and one.threshold and one.source for one in findings)
     assert not any(isinstance(one, NotJudged) for one in not_judged)
+
+
+@pytest.mark.parametrize(("wins", "expected"), [(0.75, ["The reward prefers length"]), (0.65, [])])
+def test_a_reward_that_counts_words(wins, expected):
+    """The longer answer was chosen in 60% of pairs: more than 70% is too often."""
+    metrics = {"eval_length/longer_wins": wins, "eval_length/longer_chosen": 0.6}
+    run = run_of(metrics, SAMPLES, **HEALTHY)
+    assert names(run) == expected
+    if expected:
+        assert "has the higher reward in 75%, and was chosen in 60%" in seen(run)
