@@ -92,8 +92,7 @@ class PreferenceStep:
         """
         coupled, late = self.needs.coupled, self.needs.coupled == "step" and self._totals is None
         own = coupled == "micro_batch" or late or self.use_previous_totals
-        if self.online is not None:
-            inputs = self.online.extended(model, inputs, training=self.loss.training)
+        inputs = self.drawn(model, inputs)
         with self.router.watching() if self.router else nullcontext():
             batch = self.scored(model, inputs, mismatched=self.needs.mismatched and own)
         totals = self._totals
@@ -132,10 +131,15 @@ class PreferenceStep:
             self.loss.update(totals)
             self._previous = totals
 
+    def drawn(self, model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a micro-batch with answers that the policy has drawn just now, for losses that need them, once."""
+        if self.online is None or "answers" in inputs:
+            return inputs
+        return self.online.extended(model, inputs, training=self.loss.training)
+
     def scored(self, model: nn.Module, inputs: Mapping[str, Any], *, mismatched: bool = False) -> Batch:
         """Runs frozen models and policy on a micro-batch and returns what the loss is given."""
-        if self.online is not None and "answers" not in inputs:
-            inputs = self.online.extended(model, inputs, training=self.loss.training)
+        inputs = self.drawn(model, inputs)
         frozen, reference = self._frozen_scores(inputs, mismatched=mismatched)
         other = self._mismatched(model, inputs) if mismatched else None
         with self.autocast():

@@ -200,14 +200,15 @@ class PreferenceTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Returns this micro-batch's part of the step's objective."""
-        quiet = self._step.quiet(model, inputs) if self._guard_pending else None
-        part, batch, output = self._step.forward(model, inputs)
+        drawn = self._step.drawn(model, inputs)
+        quiet = self._step.quiet(model, drawn) if self._guard_pending else None
+        part, batch, output = self._step.forward(model, drawn)
         rows = inputs["row"][inputs["real"]]
         if quiet is not None:
             self._check_reference(batch, quiet, torch.from_numpy(rows))
         if output is not None:
             self._row_losses.add(output.loss, rows)
-            self._sums.add(row_metrics(output, batch, self.data.groups) | padding(inputs["completions"]))
+            self._sums.add(row_metrics(output, batch, self.data.groups) | padding(drawn["completions"]))
         if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # its backward moves the weights
             self._row_losses.check(self.train_dataset)
         return (part, output) if return_outputs else part

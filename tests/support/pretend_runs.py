@@ -49,7 +49,13 @@ class Runs:
         )
         rows = chosen or self.sets.get(built.needs) or zoo_ranks.rows_for(built.needs)
         made = PreferenceTrainer(
-            zoo_ranks.tiny(0) if model is None else model, args, built, rows, rows, self.tokenizer, **extra
+            zoo_ranks.tiny(0, built.needs.values) if model is None else model,
+            args,
+            built,
+            rows,
+            rows,
+            self.tokenizer,
+            **extra,
         )
         made.remove_callback(PrinterCallback)
         self.sets[built.needs] = made.data.train
