@@ -4,9 +4,9 @@
 
 The true reward of an answer is the sum of its words' worths, and labels are drawn as Bradley and Terry have it; so the
 logistic regression of the label on the difference of word counts is the right model of the right size, fitted to its
-optimum. A tiny decoder with a value head, trained from the supervised start by the package's trainer (LoRA of rank 4: of
-what was tried on seed 0, all weights at three rates among it, the nearest to the fit), is held against it on 4,096 fresh
-pairs: accuracy, calibration, and how far rewards follow the true ones.
+optimum. A tiny decoder with a value head, trained from the supervised start by the package's trainer, is held against
+it on 4,096 fresh pairs: accuracy, calibration, and how far rewards follow the true ones. It is LoRA of rank 4: of what
+was tried on seed 0, all weights at several rates among it, the nearest to the fit.
 """
 
 from __future__ import annotations
