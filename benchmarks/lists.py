@@ -41,13 +41,11 @@ def main() -> None:
     if options.worker:
         print("RESULT " + json.dumps(measure(options.worker, options)))
         return
-    results = [
-        {"program": program, "repeat": repeat, **run_worker(program)}
-        for repeat in range(options.repeats)
-        for program in PROGRAMS
-    ]
     options.output.mkdir(parents=True, exist_ok=True)
-    write_csv(options.output / "lists.csv", results)
+    results: list[dict[str, Any]] = []
+    for repeat in range(options.repeats):
+        results += [{"program": program, "repeat": repeat, **run_worker(program)} for program in PROGRAMS]
+        write_csv(options.output / "lists.csv", results)
     summary = summarise(results)
     write_csv(options.output / "lists_summary.csv", summary)
     for row in summary:

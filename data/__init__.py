@@ -28,7 +28,7 @@ from .texts import TextReader
 if TYPE_CHECKING:
     from . import toy
     from .attention import AttentionPlan, attention_plan
-    from .collate import CachedScores, PreferenceCollator, Rows, sequence, sequence_key, sequences_of
+    from .collate import CachedScores, PreferenceCollator, Rows, better_sequence, sequence, sequence_key, sequences_of
     from .layout import PROMPT, Layout, Mode, ScoredSequence, layout_fields, layout_sequences
     from .sampler import StepCut, StepSampler
 
@@ -60,6 +60,7 @@ __all__ = [
     "TextReader",
     "as_values",
     "attention_plan",
+    "better_sequence",
     "check",
     "content_key",
     "file_hash",
@@ -95,7 +96,15 @@ __all__ = [
 
 _TENSORS = {
     "attention": ("AttentionPlan", "attention_plan"),
-    "collate": ("CachedScores", "PreferenceCollator", "Rows", "sequence", "sequence_key", "sequences_of"),
+    "collate": (
+        "CachedScores",
+        "PreferenceCollator",
+        "Rows",
+        "better_sequence",
+        "sequence",
+        "sequence_key",
+        "sequences_of",
+    ),
     "layout": ("PROMPT", "Layout", "Mode", "ScoredSequence", "layout_fields", "layout_sequences"),
     "sampler": ("StepCut", "StepSampler"),
 }

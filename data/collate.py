@@ -64,6 +64,13 @@ def sequence(row: Mapping[str, Any], field: str, place: int | None = None) -> Sc
     )
 
 
+def better_sequence(row: Mapping[str, Any]) -> ScoredSequence:
+    """Returns the prompt of ``row`` with its better completion: chosen, the only one, or the best of a list."""
+    if f"{LIST}_ids" in row:
+        return sequence(row, LIST, int(np.argmax(row["scores"])))
+    return sequence(row, "chosen" if "chosen_ids" in row else "completion")
+
+
 def sequences_of(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Fields:
     """Returns the completions of rows by field, as ``layout_fields`` takes them.
 

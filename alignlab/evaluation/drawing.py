@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.data import LIST, ScoredSequence, sequence
+from alignlab.data import ScoredSequence, better_sequence
 from alignlab.sampling import sample_answers
 
 from .shares import share
@@ -57,9 +57,7 @@ class Drawn:
     @property
     def better(self) -> ScoredSequence:
         """The completion that answers are held against: chosen, or the best of a list."""
-        if f"{LIST}_ids" in self.fields:
-            return sequence(self.fields, LIST, int(np.argmax(self.fields["scores"])))
-        return sequence(self.fields, "chosen" if "chosen_ids" in self.fields else "completion")
+        return better_sequence(self.fields)
 
 
 def first_of_each_prompt(dataset: Any, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignlab import models
 from alignlab.config import PreferenceConfig
+from alignlab.data import better_sequence
 from alignlab.runtime import evaluating, placed
 
 ROWS = 256  # what CorDA's authors take; EVA goes through them until its components stand still
@@ -42,10 +43,9 @@ def start_adapter(policy: Any, config: Any, train: Any | None, args: PreferenceC
 
 def rows_of(train: Any, seed: int) -> list[Tensor]:
     """Returns the token ids of up to 256 training rows, prompt and better completion, drawn by the seed; ``[T]``."""
-    field = "chosen_ids" if "chosen_ids" in train.column_names else "completion_ids"
     picked = np.sort(np.random.default_rng(seed).permutation(len(train))[:ROWS])
-    rows = train.with_format("numpy").select_columns(["prompt_ids", field])[picked]
-    return [torch.from_numpy(np.concatenate(pair).astype(np.int64)) for pair in zip(*rows.values(), strict=True)]
+    rows = (better_sequence(row) for row in train.with_format("numpy").select(picked))
+    return [torch.from_numpy(np.concatenate((one.prompt, one.completion))) for one in rows]
 
 
 def _corda(policy: nn.Module, config: Any, rows: list[Tensor]) -> Any:

@@ -108,6 +108,10 @@ class TrainingData:
         if "prompt_ids" in (getattr(source, "column_names", None) or ()):
             return source
         args, needs = self.args, self.needs
+        if needs.data == "lists" and args.lists_as != "best_worst" and args.should_save:
+            logger.warning(
+                "lists_as: %s says how losses of pairs read lists; this loss takes them whole", args.lists_as
+            )
         options = DataOptions(
             kind=needs.data,
             mismatched=needs.mismatched,

@@ -12,6 +12,7 @@ from making import make_model, make_rows
 from peft import EvaConfig, LoraConfig, PeftModel
 
 from alignlab.config import ModelOptions, PreferenceConfig
+from alignlab.data import DataOptions, prepare
 from alignlab.models import load_model
 from alignlab.models.quantised import prepare_quantised
 from alignlab.training import PreferenceTrainer
@@ -171,3 +172,9 @@ def test_eva_stands_on_a_4_bit_base_too(tokenizer: Any, tmp_path: Path) -> None:
     torch.manual_seed(99)
     again = PeftModel.from_pretrained(prepare_quantised(load_model(options)), tmp_path / "run")
     assert float((scores(again) - scores(run.model)).abs().max()) < 1e-4
+
+
+def test_of_a_list_the_best_answer_makes_the_start(tokenizer: Any) -> None:
+    rows = [{"prompt": "p", "completions": [" a", " b", " c"], "scores": [0, n, 1]} for n in (2, 0)]
+    data = prepare(rows, tokenizer, DataOptions(kind="lists"), progress=False).dataset
+    assert [tokenizer.decode(one, skip_special_tokens=True) for one in rows_of(data, 0)] == ["p b", "p c"]

@@ -98,6 +98,38 @@ def test_lists_of_two_are_dpo_on_pairs(tokenizer: Any, tmp_path: Path) -> None:
         assert found[name] == pytest.approx(wanted[name], abs=1e-5), name
 
 
+BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # each draws on another part of what a batch holds
+    "tdpo": ({}, {"reference": "live"}),
+    "tdpo, cached": ({"name": "tdpo"}, {"reference": "cached"}),
+    "orpo": ({"nll_scope": "full", "nll_reduction": "example"}, {}),
+    "wpo": ({}, {}),
+    "modpo": ({}, {}),
+    "odpo": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_loss_of_pairs_over_lists_of_two_is_itself(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Its KL, the prompt's scores, second moments, rewards and scores of rows come to the right completions."""
+    options, changes = BASES[name]
+    base = {"name": name} | options
+    rows: list[dict[str, Any]] = make_rows(12)
+    for index, row in enumerate(rows):
+        row |= {"score_chosen": 0.5 + index % 5 / 10, "score_rejected": 0.4 - index % 3 / 10}
+        row |= {"rewards_chosen": [math.sin(index)], "rewards_rejected": [math.cos(index)]}
+    pairs = trainer(tokenizer, tmp_path / "pairs", rows, loss=base, max_steps=2, **changes)
+    lists = trainer(
+        tokenizer, tmp_path / "lists", rows, loss={"name": "over_pairs", "base": base}, max_steps=2, **changes
+    )
+    assert trajectory(lists) == pytest.approx(trajectory(pairs), abs=1e-5)
+    torch.testing.assert_close(weights(lists), weights(pairs), rtol=0, atol=1e-5)
+
+
+def test_a_way_to_pair_lists_that_is_not_used_is_said(tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
+    trainer(tokenizer, tmp_path, make_lists(3), lists_as="all", reference="live")
+    assert "lists_as: all says how losses of pairs read lists; this loss takes them whole" in caplog.text
+
+
 def test_scores_cached_for_pairs_serve_lists_and_back(tokenizer: Any, tmp_path: Path) -> None:
     """All pairs of a list name every completion of it: once either is scored, nothing is left to score."""
     rows = make_lists(6, sizes=(3, 2))
