@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[dict[str, Any], int, int]] = {  # the loss, how many an
     "S-DPO": ({"name": "softmax_dpo"}, SIZE, 1),
 }
 PAIRED = ("best-worst", "best-worst x6", "fresh pairs x6")
-LEVELS = (0.5, 1.0, 2.0)  # nats of KL at which frontiers are compared
+LEVELS = (1.0, 2.0)  # nats of KL at which frontiers are compared
 
 
 def loss_of(method: str, beta: float) -> Loss:
