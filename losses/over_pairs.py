@@ -74,9 +74,11 @@ def _needs(base: Loss) -> Needs:
             f"base: {name} couples the pairs of a whole {over}, and a list's pairs are no rows; where a likelihood over"
             " all tokens couples it, write nll_reduction: example"
         )
-    if needs.gold or not needs.rejected:
-        what = "a gold completion beside each pair" if needs.gold else "the chosen completion alone"
-        raise ValueError(f"base: {name} reads {what}, so it does not compare the pairs of a list")
+    beside = {"a gold completion": needs.gold, "an answer drawn in the step": needs.online}
+    for what in (what for what, needed in beside.items() if needed):
+        raise ValueError(f"base: {name} reads {what} beside each pair, which a list has not")
+    if not needs.rejected:
+        raise ValueError(f"base: {name} reads the chosen completion alone, so it does not compare the pairs of a list")
     return replace(needs, data="lists", columns=tuple(name for name in needs.columns if name not in OF_SCORES))
 
 

@@ -87,7 +87,8 @@ def test_facts_come_to_the_base():
         ("plackett_luce", r"loss\.base: PlackettLuce reads lists, and not the pairs"),
         ("cpo", r"loss\.base: CPO couples the pairs of a whole optimiser step.*write nll_reduction: example"),
         ("aot", r"loss\.base: AOT couples the pairs of a whole micro-batch"),
-        ({"name": "tpo", "nll_reduction": "sum"}, r"loss\.base: TPO reads a gold completion beside each pair"),
+        ({"name": "tpo", "nll_reduction": "sum"}, r"loss\.base: TPO reads a gold completion beside each pair, which a"),
+        ("hypo", r"loss\.base: HyPO reads an answer drawn in the step beside each pair, which a list has not"),
         ({"name": "sft", "reduction": "sum"}, r"loss\.base: SFT reads the chosen completion alone"),
     ],
 )
