@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
@@ -187,18 +188,17 @@ def conclude(runs: results.Runs, chosen: argparse.Namespace) -> None:
 
 
 def draw(runs: results.Runs, folder: Path) -> None:
-    """Draws every point of every method, reward over KL: at equal prompts, and at equal comparisons."""
+    """Draws the share of the best possible reward over KL, medians over seeds along the way, at both kinds of equal."""
     figure, panels = results.panels(2)
     lists = [method for method in METHODS if method not in PAIRED]
-    for axis, others, title in zip(
-        panels, (PAIRED[:1], PAIRED[1:]), ("equal prompts", "equal comparisons"), strict=True
-    ):
-        best = sorted((row["kl"], row["best_reward"]) for row in runs.rows)
-        axis.plot(*zip(*best, strict=True), color="k", linewidth=1, label="best possible")
+    sides = ((PAIRED[:1], "equal prompts"), (PAIRED[1:], "equal comparisons"))
+    for axis, (others, title) in zip(panels, sides, strict=True):
         for method in (*others, *lists):
-            rows = runs.pick(method=method)
-            axis.scatter([row["kl"] for row in rows], [row["reward_0"] for row in rows], s=8, label=method)
-        axis.set(xlabel="KL, nats", ylabel="reward", title=title, xlim=(0, 6))
+            steps = [runs.pick(method=method, step=step) for step in sorted({row["step"] for row in runs.rows} - {0})]
+            kls = [statistics.median(row["kl"] for row in rows) for rows in steps]
+            shares = [statistics.median(row["reward_0"] / row["best_reward"] for row in rows) for rows in steps]
+            axis.plot(kls, shares, marker=".", linestyle="--" if method in PAIRED else "-", label=method)
+        axis.set(xlabel="KL, nats", ylabel="share of the best possible reward", title=title)
         axis.legend(fontsize=7)
     results.save(figure, folder / "repro_rankings.png")
 
