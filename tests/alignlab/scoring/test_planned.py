@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -325,3 +326,33 @@ def test_soft_caps_beside_what_they_cannot_have_are_refused() -> None:
     for options, said in (({"s_aux": torch.zeros(4)}, "softcap and sinks"), ({"dropout": 0.1}, "dropout")):
         with pytest.raises(ValueError, match=f"attention with {said}"):
             planned.planned_attention(layer, query, query, query, plans, {}, softcap=1.0, **options)
+
+
+def lists_layout(mode: Any, **more: Any) -> dict[str, Any]:
+    """Lists of 2, 7, 4 and 5 completions, in seven fields with holes."""
+    tokens = torch.Generator().manual_seed(0)
+    fields: dict[str, list[ScoredSequence | None]] = {str(k): [] for k in range(7)}
+    for size, length in ((2, 11), (7, 3), (4, 20), (5, 1)):
+        prompt = torch.randint(2, 300, (length,), generator=tokens).numpy()
+        for k, field in enumerate(fields.values()):
+            one = torch.randint(2, 300, (3 + 2 * k,), generator=tokens).numpy()
+            field.append(ScoredSequence(prompt, one, one > 20) if k < size else None)
+    return {**layout_fields(fields, 0, mode), **more}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_lists_of_two_to_seven_score_as_padded_rows(*, chunked: bool) -> None:
+    """In rows, and in a flat row by masks and by kernels; holes have no token, no score and no gradient."""
+    model = model_of("Qwen2", SHAPE)
+    with patch.object(forward, "worthwhile", return_value=chunked):
+        plain, plain_gradient = run(model, lists_layout("padded"))
+        scale = plain_gradient.abs().max()
+        for mode, more in (("rows", {}), ("flat", {"kernels": False}), ("flat", {"kernels": True})):
+            made = lists_layout(mode, **more)
+            assert sorted(len(tree) - 3 for tree in made["trees"]) == [2, 4, 5, 7]
+            assert (made["shares"] > 0).sum() == made["shares"].numel() == sum(sum(tree[2:]) for tree in made["trees"])
+            model.set_attn_implementation("sdpa" if mode == "rows" else TREES)
+            packed, gradient = run(model, made)
+            torch.testing.assert_close(packed, plain, rtol=0, atol=5e-6)
+            torch.testing.assert_close(gradient / scale, plain_gradient / scale, rtol=0, atol=5e-6)
+    assert (plain[~made["mask"]] == 0).all()
