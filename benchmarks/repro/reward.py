@@ -5,8 +5,8 @@
 The true reward of an answer is the sum of its words' worths, and labels are drawn as Bradley and Terry have it; so the
 logistic regression of the label on the difference of word counts is the right model of the right size, fitted to its
 optimum. A tiny decoder with a value head, trained from the supervised start by the package's trainer, is held against
-it on 4,096 fresh pairs: accuracy, calibration, and how far rewards follow the true ones. It is LoRA of rank 4: of what
-was tried on seed 0, all weights at several rates among it, the nearest to the fit.
+it on 4,096 fresh pairs: accuracy, calibration, and how far rewards follow the true ones. Rate, epochs and weight decay
+were chosen on other fresh pairs of seed 1: ten settings, LoRA among them, lay 0.014 to 0.038 below the fit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 import results
 import tiny
 import torch
-from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from world import WORDS, Row, World
@@ -28,7 +27,7 @@ from world import WORDS, Row, World
 from alignlab.evaluation.rewards import reward_figures, reward_pairs
 
 SIZES = (256, 1024)
-EPOCHS, RATE, RANK, PENALTY = 6, 5e-3, 4, 1.0
+EPOCHS, RATE, DECAY, PENALTY = 3, 2e-3, 1.0, 1.0
 TESTS = 4096
 
 
@@ -85,9 +84,8 @@ def trained(size: int, seed: int, work: Path, quick: bool, tests: Sequence[Row])
         steps,
         eval_rows=tests,
         learning_rate=RATE,
-        weight_decay=0.1,
+        weight_decay=DECAY,
         per_device_train_batch_size=32,
-        peft_config=LoraConfig(task_type="SEQ_CLS", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
     )
     assert not run.frozen, "no reference"
     rows = reward_pairs(run.model, run.data.evaluation, 0, batch_size=64)
