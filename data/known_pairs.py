@@ -40,6 +40,11 @@ def _orca(raw: Raw) -> dict[str, Any]:
     return {"prompt": asked(text(raw, "question"), raw.get("system")), **{side: text(raw, side) for side in ANSWERS}}
 
 
+def _truthy(raw: Raw) -> dict[str, Any]:
+    rest = {name: found for name, found in raw.items() if name != "system"}
+    return {**rest, "prompt": asked(text(raw, "prompt"), raw["system"])}
+
+
 def _orca_distilabel(raw: Raw) -> dict[str, Any]:
     if raw.get("status") == "tie":
         raise RowError("status is 'tie': neither answer is better")
@@ -112,6 +117,10 @@ def _texts(raw: Raw) -> bool:
     return not any(isinstance(raw[side], list) for side in ANSWERS)
 
 
+def _all_texts(raw: Raw) -> bool:
+    return all(isinstance(raw[name], str) for name in ("system", "prompt", *ANSWERS))
+
+
 def _dialogues(raw: Raw) -> bool:
     return all(isinstance(raw[side], str) and is_dialogue(raw[side]) for side in ANSWERS)
 
@@ -144,6 +153,16 @@ PAIRS = (
         fields("system"),
         lacks=fields("prompt"),
         fits=_texts,
+    ),
+    Schema(
+        "truthy_dpo",
+        "Truthy DPO",
+        fields("system prompt chosen rejected"),
+        _truthy,
+        lacks=fields(
+            "question instruction input prompt_id chosen_rating rejected_rating chosen-rating rejected-rating"
+        ),
+        fits=_all_texts,
     ),
     Schema(
         "orca_distilabel",

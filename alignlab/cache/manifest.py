@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 def write_manifest(folder: Path) -> None:
     """Forces the files of a folder to the disk, and says beside them what they are."""
     content = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+    for path in _files_in(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             state = os.fstat(file.fileno())
@@ -37,6 +37,10 @@ def damage_of(folder: Path, verify: bool = False) -> str:
         files = {str(name): (int(one["bytes"]), one["sha256"], int(one["modified"])) for name, one in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    if unnamed := [path.name for path in _files_in(folder) if path.name not in {*files, MANIFEST}]:
+        return f"{MANIFEST} does not name {', '.join(unnamed[:3])}"
+    if not files:
+        return f"{MANIFEST} names no file"
     for name, (size, sha256, modified) in files.items():
         path = folder / name
         try:
@@ -56,3 +60,7 @@ def damage_of(folder: Path, verify: bool = False) -> str:
             with suppress(OSError):  # somebody else's file: it is read whole each time
                 os.utime(path, ns=(modified, modified))
     return ""
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -16,7 +16,17 @@ from safetensors import SafetensorError
 
 from alignlab.runtime import from_main, gathered, is_main, rank_and_ranks, wait_for_all
 
-from .manifest import DamagedCheckpoint, Manifest, damages, files_in, now, read_manifest, record_files, write_manifest
+from .manifest import (
+    MANIFEST,
+    DamagedCheckpoint,
+    Manifest,
+    damages,
+    files_in,
+    now,
+    read_manifest,
+    record_files,
+    write_manifest,
+)
 from .universal import UNIVERSAL
 
 logger = logging.getLogger(__name__)
@@ -197,6 +207,8 @@ def problem(folder: Path) -> str | None:
         return NO_MANIFEST
     if not manifest.resumable:
         return "it holds the model alone (save_only_model); a new run can start from it: model: {name_or_path: ...}"
+    if not manifest.files:
+        return f"its {MANIFEST} names no file"
     names = sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name))
     found = damages(folder, {name: manifest.files[name] for name in names[rank::ranks]})
     found = [one for part in gathered(found) for one in part]

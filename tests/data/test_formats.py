@@ -186,7 +186,7 @@ CHAT = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
             {"prompt": "p", "completion": "a", "label": True},
             "a labelled row .* use a loss for labelled rows, such as kto",
         ),
-        ({**PAIR, "system": "s"}, "system is given with a plain-text prompt"),
+        ({**PAIR, "system": ["s"]}, "system is given with a plain-text prompt"),
         ({**CHAT, "prompt": []}, "prompt is empty"),
         (
             {**CHAT, "chosen": [{"role": "robot", "content": "x"}]},

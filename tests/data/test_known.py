@@ -1,6 +1,7 @@
 """Rows of our own in the exact schemas of public sets: fields to columns, and a broken row of each, named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,8 @@ def rewards(chosen, rejected):
             {**scores(9.0, 2.0), **rewards(aspects(5, 4, 5, 5), aspects(1, 2, 3, 1)), "group": "sharegpt"},
         ),
         ("orca_dpo_pairs", {"system": "", "question": ASK, **TEXTS}, {}),
+        ("truthy_dpo", {"id": "i", "source": "x", "system": "", "prompt": ASK, **TEXTS}, {}),
+        ("truthy_dpo", {"system": "", "prompt": ASK, **TEXTS, "margin": 2}, {"margin": 2.0}),
         ("orca_distilabel", {**ORCA2, "system": ""}, scores(9.0, 4.0)),
         ("distilabel", DISTILABEL, scores(5.0, 1.0)),
         (
@@ -252,6 +255,9 @@ def test_labelled_public_sets(name, raw, label, columns):
 def test_systems_messages_and_turns():
     row = parse_row({"system": "Be kind.", "question": ASK, **TEXTS}, DataOptions())
     assert row.prompt == [{"role": "system", "content": "Be kind."}, *TURNS]
+    assert parse_row({"system": "Be kind.", "prompt": ASK, **TEXTS}, DataOptions()) == replace(
+        row, read_as="Truthy DPO"
+    )
     assert parse_row(ORCA2, DataOptions()).prompt[0]["content"] == "Be kind."
     prompt = f"Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n{ASK}\n<extra_id_1>Assistant\n"
     row = parse_row({**HELPSTEER2, "prompt": prompt}, DataOptions())
@@ -260,6 +266,12 @@ def test_systems_messages_and_turns():
     row = parse_row({**ARENA55, **votes}, DataOptions())
     assert row.prompt == TURNS
     assert [turn["content"] for turn in row.completions["chosen"]] == ["c", "Why?", "d"]
+
+
+def test_a_system_beside_plain_texts_is_read_where_there_is_one():
+    """A column without values, as parquet and csv files fill in, leaves texts as they are."""
+    row = parse_row({"system": None, "prompt": ASK, **TEXTS}, DataOptions())
+    assert (row.read_as, row.prompt) == ("", ASK)
 
 
 def test_the_safer_answer_when_the_format_says_so():
@@ -279,6 +291,7 @@ BROKEN: Any = [
         r"completions\[0\].overall_score is 10 and fine-grained_score 1: ",
     ),
     ({"question": ASK, **TEXTS}, {"question": ""}, "question is empty"),
+    ({"system": "Be kind.", "prompt": ASK, **TEXTS}, {"prompt": ""}, "prompt is empty"),
     (ORCA2, {"status": "tie"}, "status is 'tie': neither answer is better"),
     (DISTILABEL, {"rejected_rating": "N/A"}, "rejected_rating is 'N/A'; it must be a number"),
     (MATH, {"chosen_response": 3}, "chosen_response is of type int; allowed is text"),

@@ -20,7 +20,9 @@ def tree_forward(
     """Returns attention ``[T, H, D]`` and log-sum-exp ``[H, T]`` of a flat row.
 
     A sink is one more logit s in the softmax of every query of its head, without a value: with the log-sum-exp L of
-    the keys alone, attention becomes out exp(L - L') for L' = log(exp L + exp s), and L' takes the place of L.
+    the keys alone, attention becomes out exp(L - L') for L' = log(exp L + exp s), and L' takes the place of L. On a
+    CPU that is rounded to the dtype of ``q`` once; flash attention on a GPU gives rounded outputs, and the product in
+    float32 is rounded again.
 
     Args:
         q: ``[T, H, D]``; ``k`` and ``v``: ``[T, G, D]``, H a multiple of G.
@@ -31,14 +33,16 @@ def tree_forward(
     """
     parts = AttentionPlan(table, *plan).parts()
     if q.device.type == "cpu":
-        out, lse = cpu.forward(q, k, v, parts, scale, window)
+        # With sinks in float32 throughout: the kernel rounds its output to the dtype of its inputs.
+        given = (one if sinks is None else one.to(accumulator(q.dtype)) for one in (q, k, v))
+        out, lse = cpu.forward(*given, parts, scale, window)
     else:
         out, lse = cuda.forward(q, k, v, parts, (plan[2], plan[3]), scale, window)
     if sinks is not None:
         whole = torch.logaddexp(lse, sinks[:, None].to(lse.dtype))
-        out = (out * (lse - whole).exp().T[..., None]).to(q.dtype)
+        out = out * (lse - whole).exp().T[..., None]
         lse = whole
-    return out, lse
+    return out.to(q.dtype), lse
 
 
 @tree_forward.register_fake

@@ -12,7 +12,7 @@ import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
 from alignlab.checkpoints.folders import check, clean, holds_checkpoints, newest_good, problem, rotate, written_aside
-from alignlab.checkpoints.manifest import MANIFEST, read_manifest
+from alignlab.checkpoints.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 
 
 def write(run: Path, step: int, content: bytes = b"weights", **facts: Any) -> Path:
