@@ -177,3 +177,10 @@ def test_a_checkpoint_is_replaced_by_its_successor(tmp_path: Path) -> None:
     write(tmp_path, 1, b"old")
     assert (write(tmp_path, 1, b"new") / "model.safetensors").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_checkpoint_of_no_file_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    empty = Manifest(step=1, ranks=1, zero_stage=None, resumable=True, created="2026", files={})
+    write_manifest(tmp_path / "checkpoint-1", empty)
+    assert problem(tmp_path / "checkpoint-1") == f"its {MANIFEST} names no file"
