@@ -34,8 +34,8 @@ def tree_forward(
     parts = AttentionPlan(table, *plan).parts()
     if q.device.type == "cpu":
         # With sinks in float32 throughout: the kernel rounds its output to the dtype of its inputs.
-        given = (one if sinks is None else one.to(accumulator(q.dtype)) for one in (q, k, v))
-        out, lse = cpu.forward(*given, parts, scale, window)
+        kind = q.dtype if sinks is None else accumulator(q.dtype)
+        out, lse = cpu.forward(q.to(kind), k.to(kind), v.to(kind), parts, scale, window)
     else:
         out, lse = cuda.forward(q, k, v, parts, (plan[2], plan[3]), scale, window)
     if sinks is not None:
