@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .console import start_logging
+from .evaluate import read_judge
 from .launched import leave
 from .parsers import add_reader, both_ways, with_examples
+
+ENGINE_HELP = """transformers (the default: seeded and exact), continuous (transformers' continuous batching), or an
+OpenAI-compatible address http://.../v1; with options as '{name: http://.../v1, model: NAME, workers: 16}'"""
 
 
 def add_to(commands: Any) -> None:
@@ -31,7 +35,7 @@ def main(words: Sequence[str]) -> int:
         prompts=told["prompts"],
         output=told["output"],
         options=SampleOptions(**options),
-        engine=told["engine"],
+        engine=read_judge(told["engine"]) or "transformers",
         most=told["most"],
     )
     sample(asked)
@@ -50,7 +54,7 @@ same whoever drew what."""
     add("--prompts", required=True, metavar="FILE", help="rows with a prompt: of any form that can be trained on")
     add("--output", required=True, type=Path, metavar="FILE.jsonl", help="the answers, a line a prompt")
     add("--samples", type=int, default=8, metavar="K", help="answers a prompt (%(default)s)")
-    add("--engine", default="transformers", help="transformers (%(default)s): seeded and exact")
+    add("--engine", default="transformers", metavar="ENGINE", help=ENGINE_HELP)
     add("--max-new-tokens", type=int, default=512, metavar="N", help="tokens of an answer (%(default)s)")
     add("--temperature", type=float, default=1.0, help="1: the model's own distribution (%(default)s)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold so much")

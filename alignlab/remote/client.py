@@ -85,7 +85,6 @@ class ChatClient:
             raise ValueError("name: secrets do not belong in an address; put the key into a variable (key_env)")
         self.url, self.options, self.budget = url.rstrip("/"), options, Budget(limits)
         check_positive(timeout=options.timeout, attempts=options.attempts)
-        self._address = f"{self.url}/chat/completions"
         self._key, self._session = _key(options.key_env), requests.Session()
 
     def ask(self, fields: Mapping[str, Any]) -> str:
@@ -98,6 +97,19 @@ class ChatClient:
             Unanswered, LimitReached: there is no reply; after the latter there will be none to any request.
             Refused, UnknownCost: nothing can be asked here, or not under these limits.
         """
+        reply = self.reply("chat/completions", fields)
+        try:
+            said = reply["choices"][0]["message"]["content"]
+        except (LookupError, TypeError) as error:
+            raise Unanswered(f"the reply is no chat completion: {self._clean(json.dumps(reply))}") from error
+        return str(said or "")
+
+    def reply(self, path: str, fields: Mapping[str, Any]) -> Any:
+        """Returns the whole reply to one request, as plain values; otherwise as ``ask``.
+
+        Args:
+            path: behind ``/v1/``.
+        """
         wanted = {"model": self.options.model, **fields}
         body = {name: value for name, value in wanted.items() if value is not None}
         retrying = Retrying(
@@ -108,10 +120,10 @@ class ChatClient:
             reraise=True,
         )
         try:
-            reply: str = retrying(self._post, body)
+            text: str = retrying(self._post, f"{self.url}/{path}", body)
         except _Temporary as failure:
             raise Unreachable(self.options.attempts, str(failure)) from failure
-        return reply
+        return self._read(text)
 
     def _wait(self, state: RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome is not None else None
@@ -119,11 +131,11 @@ class ChatClient:
             return min(failure.after, _LONGEST_WAIT)
         return wait_random_exponential(multiplier=self.options.backoff, max=30)(state)
 
-    def _post(self, body: Mapping[str, Any]) -> str:
+    def _post(self, address: str, body: Mapping[str, Any]) -> str:
         """Sends one request and returns the text of the reply."""
         self.budget.sent()
         try:
-            status, headers, text = self._exchange(body)
+            status, headers, text = self._exchange(address, body)
         except requests.Timeout as error:
             raise _Temporary(f"no answer within {self.options.timeout} s") from error
         except requests.RequestException as error:
@@ -133,15 +145,15 @@ class ChatClient:
         if status in (400, 413, 422):  # this one is too long, or not allowed
             raise Unanswered(f"HTTP {status}: {self._clean(text)}")
         if status != 200:
-            raise Refused(f"{self._address} answered HTTP {status}: {self._clean(text)}")
-        return self._content(text)
+            raise Refused(f"{address} answered HTTP {status}: {self._clean(text)}")
+        return text
 
-    def _exchange(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
+    def _exchange(self, address: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Returns status, headers and text of a reply that is whole within the timeout."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         options: dict[str, Any] = {"json": body, "headers": headers, "allow_redirects": False, "stream": True}
         end = time.monotonic() + self.options.timeout
-        with self._session.post(self._address, timeout=self.options.timeout, **options) as response:
+        with self._session.post(address, timeout=self.options.timeout, **options) as response:
             parts = bytearray()
             for part in response.iter_content(1):  # a larger piece would wait for all of it, from a server that drips
                 parts += part
@@ -149,14 +161,15 @@ class ChatClient:
                     raise requests.Timeout
             return response.status_code, response.headers, parts.decode("utf-8", "replace")
 
-    def _content(self, text: str) -> str:
+    def _read(self, text: str) -> Any:
+        """Returns a reply's values, and counts what it says that it cost; one that holds no choices costs nothing."""
         try:
             reply = json.loads(text)
-            said = reply["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+        except ValueError as error:
             raise Unanswered(f"the reply is no chat completion: {self._clean(text)}") from error
-        self.budget.spend(reply.get("usage"))
-        return str(said or "")
+        if isinstance(reply, dict) and isinstance(reply.get("choices"), list) and reply["choices"]:
+            self.budget.spend(reply.get("usage"))
+        return reply
 
     def _clean(self, text: str) -> str:
         """Returns the opening of a text on one line, without the key, should a server send it back."""

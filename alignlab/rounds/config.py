@@ -21,7 +21,7 @@ from alignlab.config import (
     write_yaml,
 )
 from alignlab.pairing import PairOptions
-from alignlab.sampling import ENGINES, SampleOptions
+from alignlab.sampling import SampleOptions, check_engine
 
 
 class _Block(BaseModel):
@@ -39,7 +39,7 @@ class Prompts(_Block):
 class Sample(_Block):
     """How answers are drawn: as `alignlab sample` has it."""
 
-    engine: str = "transformers"
+    engine: str | dict[str, Any] = "transformers"
     samples: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=1.0, gt=0)
@@ -169,10 +169,10 @@ def _keys_beside(place: Sequence[str]) -> list[str]:
 
 def _check(found: RoundsConfig) -> None:
     """Refuses what could only fail in the midst of a night, or would be silently wrong."""
-    if found.sample.engine not in ENGINES and not found.sample.engine.startswith("http"):
-        raise ValueError(
-            f"sample.engine: expected one of {', '.join(ENGINES)} or an address, found {found.sample.engine!r}"
-        )
+    try:
+        check_engine(found.sample.engine)
+    except ValueError as error:
+        raise ValueError(f"sample.{error}") from error
     try:
         options = found.pair_options()
     except (TypeError, ValueError) as error:

@@ -3,9 +3,10 @@
 Never here: a verdict on an answer, or a data set.
 """
 
-from .answering import ENGINES, Sampled, sample
+from .answering import Sampled, sample
+from .build import check_engine
 from .chat import generate, texts
 from .local import end_tokens, sample_answers
 from .options import SampleOptions
 
-__all__ = ["ENGINES", "SampleOptions", "Sampled", "end_tokens", "generate", "sample", "sample_answers", "texts"]
+__all__ = ["SampleOptions", "Sampled", "check_engine", "end_tokens", "generate", "sample", "sample_answers", "texts"]

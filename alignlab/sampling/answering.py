@@ -15,12 +15,12 @@ from alignlab.config import ModelOptions
 from alignlab.data import AskedPrompt, AskedPrompts, DataOptions, read_prompts
 from alignlab.runtime import bar, is_main, rank_and_ranks, shown_as, wait_for_all
 
-from .engine import Engine, SeededEngine
+from .build import Spec, build_engine, check_engine
+from .engine import Engine
 from .options import SampleOptions
 from .policy import Policy
 
 logger = logging.getLogger(__name__)
-ENGINES = ("transformers",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Sampled:
     prompts: Any
     output: Path
     options: SampleOptions = field(default_factory=SampleOptions)
-    engine: str = "transformers"
+    engine: Spec = "transformers"
     first: int = 0
     most: int | None = None
     repeat: bool = False
@@ -55,10 +55,9 @@ def sample(asked: Sampled) -> bool:
     Raises:
         ValueError: prompts that cannot be answered, or an output that was made of something else.
     """
-    if asked.engine not in ENGINES:
-        raise ValueError(f"--engine: expected one of {', '.join(ENGINES)}, found {asked.engine!r}")
+    check_engine(asked.engine)
     policy = Policy(asked.model)
-    engine = SeededEngine(policy, asked.options)
+    engine = build_engine(asked.engine, policy, asked.options, asked.model.name_or_path)
     read = read_prompts(asked.prompts, policy.tokenizer, asked.data)
     prompts, account = chosen_prompts(read, asked, policy.room)
     of = {"step": "sample", "engine": engine.name, "model": engine.model, **engine.of, **asked.options.of()}
@@ -80,6 +79,8 @@ def draw_all(engine: Engine, prompts: Sequence[AskedPrompt], shards: Shards, acc
     left = sum(map(len, missing))
     if left < shards.rows:
         logger.info("%d of %d prompts are to be answered here", left, shards.rows)
+    if missing:
+        engine.check(prompts)
     with bar("sampling", left, "prompts", shown_as() if is_main() else "none") as shown:
         for numbers in missing:
             some = [prompts[number] for number in numbers]

@@ -30,6 +30,9 @@ class Engine(Protocol):
     def draw(self, prompts: Sequence[AskedPrompt]) -> list[list[Answer]]:
         """Returns the answers to each prompt, as many as the options say."""
 
+    def check(self, prompts: Sequence[AskedPrompt]) -> None:
+        """Finds out by some of the prompts whether this is the model, before any answer is kept."""
+
 
 class SeededEngine:
     """``generate`` of transformers, each answer by a seed of its own: the default, and what others are measured by.
@@ -64,6 +67,9 @@ class SeededEngine:
             for answer, seed in zip(row, portion, strict=True):
                 answer.seed = seed
         return found
+
+    def check(self, prompts: Sequence[AskedPrompt]) -> None:
+        """Nothing is to be found out: it is the model."""
 
     def _answers(self, prompt: AskedPrompt, ids: Sequence[list[int]]) -> list[Answer]:
         return known_tokens(self.policy, prompt, ids)

@@ -55,6 +55,8 @@ class Policy:
         mode, head = self._layout
         ids = np.asarray(prompt)
         rows = [ScoredSequence(ids, np.asarray(one), np.ones(len(one), dtype=bool)) for one in answers if len(one)]
+        if not rows:
+            return [0.0] * len(answers)
         device = next(self.model.parameters()).device
         with evaluating(self.model):
             layout = send_to_device(layout_sequences(rows, self.pad, mode), device)
