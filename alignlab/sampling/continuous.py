@@ -18,7 +18,7 @@ from .policy import Policy
 
 
 class ContinuousEngine:
-    """``generate_batch`` of transformers: faster where answers are of unequal lengths, and no seed of its own for each.
+    """``generate_batch`` of transformers: made for GPUs and unequal lengths; answers have no seeds of their own.
 
     One seed serves a shard of prompts, made from its prompts: the same shard draws the same answers on one machine, and
     another ``batch_size`` draws others. Log-probabilities are those of our own scorer; ``gaps`` holds how far the
