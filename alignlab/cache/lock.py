@@ -23,10 +23,11 @@ class WriterLock:
     Args:
         path: the lock's file; its folder is made.
         work: what its holder does, for those who wait ("scoring with ..."); waiting is said once, where it is given.
+        what: is locked. place: the key that names its folder, for errors.
     """
 
-    def __init__(self, path: Path, work: str = "") -> None:
-        self.path, self.work = path, work
+    def __init__(self, path: Path, work: str = "", what: str = "score cache", place: str = PLACE) -> None:
+        self.path, self.work, self.what, self.place = path, work, what, place
         self._lock = FileLock(path)
         self._said = False
 
@@ -36,7 +37,7 @@ class WriterLock:
         Raises:
             OSError: the cache folder cannot be created or written.
         """
-        make_folder(self.path.parent)
+        make_folder(self.path.parent, self.what, self.place)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -45,7 +46,7 @@ class WriterLock:
                 self._said = True
             return self._waited(seconds)
         except OSError as error:
-            reason = f"cannot lock the score cache: {error.strerror}; choose another folder with {PLACE}"
+            reason = f"cannot lock the {self.what}: {error.strerror}; choose another folder with {self.place}"
             raise OSError(error.errno, reason, str(self.path)) from error
         return True
 

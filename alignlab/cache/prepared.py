@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "prepared"
 ROWS, REPORT, REJECTED, FAILED = "rows.arrow", "report.json", "rejected_rows.jsonl", ".failed"
 IN_MEMORY_ROWS = 10_000  # of a list of Python objects: it lies in memory anyway
+PLACE = "data_cache_dir (else score_cache_dir or ALIGNLAB_CACHE)"  # what names the folder
 ROUND = 30.0  # seconds between two words of who waits
 GROWTH = {".gz": 8.0, ".parquet": 5.0}  # a prepared set and its draft, in bytes of the source; 2.5 of plain text
 
@@ -89,7 +90,10 @@ class PreparedSets:
     @contextmanager
     def _only_maker(self, key: str) -> Iterator[bool]:
         """Holds the lock of one set; says whether the set is still to be made, once nobody else is making it."""
-        began, lock = time.time(), WriterLock(lock_path(self.folder, key), "preparing the same rows")
+        began, lock = (
+            time.time(),
+            WriterLock(lock_path(self.folder, key), "preparing the same rows", "prepared rows", PLACE),
+        )
         while not lock.acquire(ROUND):
             logger.info("prepared rows: still waiting after %d s; %s", time.time() - began, self._pulse(key))
         try:

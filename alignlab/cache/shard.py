@@ -202,12 +202,12 @@ def as_keys(keys: Keys) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(keys), dtype=KEY_DTYPE)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, what: str = "score cache", place: str = PLACE) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot create the score cache folder: {error.strerror}; choose another with {PLACE}",
+            f"cannot create the {what} folder: {error.strerror}; choose another with {place}",
             str(folder),
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -82,9 +83,23 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Formatter(logging.Formatter):
-    """Spells out characters that steer a terminal: names of groups and files reach the log, too."""
+    """Spells out characters that steer a terminal: names of groups and files reach the log, too.
+
+    On a terminal lines end between words, and a path longer than the terminal is left whole to it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         from alignlab.data import printable
 
-        return printable(super().format(record))
+        text = printable(super().format(record))
+        return at_words(text) if sys.stderr.isatty() else text
+
+
+def at_words(text: str) -> str:
+    """Returns a text whose lines end between words, so that a terminal of stderr's width need not cut them."""
+    from rich.console import Console
+
+    keep = textwrap.TextWrapper(
+        Console(stderr=True).width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(keep.fill(line) for line in text.split("\n"))

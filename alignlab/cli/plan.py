@@ -48,6 +48,8 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps({**asdict(found), "peak": found.estimate.peak}, indent=2))
     else:
         _show(found)
+        if config.training.get("fsdp"):
+            print("fsdp: counted as DeepSpeed's ZeRO-3, without its buckets")
     return 0 if found.fits else 1
 
 

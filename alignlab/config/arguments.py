@@ -250,14 +250,22 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
         self.disable_tqdm = shown_as(self.progress, bars=not self.disable_tqdm) != "live"  # no bars in a file
         try:
             super().__post_init__()
-        except TypeError as error:
-            raise ValueError(f"accelerator_config: {error}") if "AcceleratorConfig" in str(error) else error from error
+        except (TypeError, ValueError) as error:
+            key = next((key for words, key in _SAID.items() if words in str(error)), None)
+            raise (error if key is None else ValueError(f"{key}: {error}")) from error
         _check_reporters(self.report_to)
         check_fsdp(self.fsdp, self.fsdp_config, deepspeed=False)
         if self.use_liger_kernel:
             self.liger_kernel_config: dict[str, bool] | None = _liger_kernels(self.liger_kernel_config)
         spread = {"fsdp": bool(self.fsdp) and self.use_cpu, "parallelism": self.parallelism_config}
         check_parallel(self.deepspeed, self.reference_deepspeed, **spread)
+
+
+_SAID = {  # words of the libraries' errors that name no key of ours
+    "AcceleratorConfig": "accelerator_config",
+    "--tf32": "tf32: this machine has none, leave it out",
+    "Default process group": "ddp_backend: one process runs, which connects to none; leave it out",
+}
 
 
 def _check_reporters(names: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from multiprocessing import get_all_start_methods
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .options import DataConfig, ModelOptions, holds_adapter
@@ -80,8 +82,11 @@ _LEAST = {
     "weight_decay": 0,
     "max_grad_norm": 0,
     "dataloader_prefetch_factor": 1,
+    "torch_empty_cache_steps": 1,
 }
-_ABOVE = {"progress_seconds": 0, "logging_steps": 0, "eval_steps": 0, "save_steps": 0}
+_ABOVE = {"progress_seconds": 0, "logging_steps": 0, "eval_steps": 0, "save_steps": 0, "ddp_timeout": 0}
+_BACKENDS = ("nccl", "gloo", "mpi", "ucc", "xccl", "ccl", "hccl", "cncl", "mccl")
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop", "context_fn")
 _LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
 _STAYS = {  # why such a reference cannot follow the policy
     "cached": "keeps the scores of a reference that never changes, but sync_ref_model moves it",
@@ -117,6 +122,7 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name, bound in _ABOVE.items():
         if (value := values.get(name)) is not None and value <= bound:
             raise ValueError(f"{name}: expected more than {bound}, found {values[name]}")
+    _check_choices(values)
     for name in ("log_level", "log_level_replica"):
         if values.get(name, "passive") not in _LEVELS:
             raise ValueError(f"{name}: expected one of {', '.join(_LEVELS)}, found {values[name]!r}")
@@ -133,6 +139,28 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name in ("ref_model_name_or_path", "ref_adapter"):
         if values.get(name) is not None and values.get("reference") in ("none", "adapter_off"):
             raise ValueError(f"{name}: {values[name]!r} would never be used with reference: {values['reference']}")
+
+
+def _check_choices(values: Mapping[str, Any]) -> None:
+    """Raises a ValueError for what torch would answer without a key, or not at all."""
+    if (backend := values.get("ddp_backend")) is not None:
+        names = {part.rpartition(":")[2] for part in str(backend).split(",")}  # also "cpu:gloo,cuda:nccl"
+        if not names <= {*_BACKENDS}:
+            raise ValueError(f"ddp_backend: expected one of {', '.join(_BACKENDS)}, found {backend!r}")
+    if (context := values.get("dataloader_multiprocessing_context")) is not None:
+        if context not in (ways := get_all_start_methods()):
+            raise ValueError(
+                f"dataloader_multiprocessing_context: expected one of {', '.join(ways)}, found {context!r}"
+            )
+        if not values.get("dataloader_num_workers"):
+            raise ValueError(
+                f"dataloader_multiprocessing_context: {context!r} starts nothing, for there are no workers; say how "
+                "many with dataloader_num_workers"
+            )
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        options = values.get(name)
+        if isinstance(options, Mapping) and (unknown := [key for key in options if key not in _CHECKPOINTING]):
+            raise unknown_key(f"{name}.{unknown[0]}", _CHECKPOINTING)
 
 
 def duration(name: str, value: float | str | None) -> float | None:
@@ -210,6 +238,8 @@ def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | Non
         raise ValueError("model.load_in_4bit and model.load_in_8bit are both true: choose one")
     if peft is not None and model.adapter is not None:
         raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
+    if model.adapter is not None and Path(model.adapter).exists() and not holds_adapter(model.adapter):
+        raise ValueError(f"model.adapter: {model.adapter} holds no adapter_config.json: it is no saved adapter")
     has_adapter = peft is not None or model.adapter is not None
     if not has_adapter and not holds_adapter(model.name_or_path):
         for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):

@@ -5,6 +5,7 @@ Never here: a forward pass, data, or training.
 
 from .adapter_kinds import check_adapter, kind_of
 from .adapters import (
+    adapter_config,
     add_adapter,
     base_path,
     disable_dropout,
@@ -21,6 +22,7 @@ from .shapes import architecture, known_shapes, shrunk, write_tiny
 from .value_heads import check_task, outputs_of, reading_of, save_reading, settle_reading
 
 __all__ = [
+    "adapter_config",
     "add_adapter",
     "architecture",
     "base_path",

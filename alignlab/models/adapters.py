@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignlab.config import holds_adapter
 
 from .adapter_kinds import check_adapter, kind_of, start_of, type_of
+from .naming import loading
 from .quantised import is_quantised, prepare_quantised
 from .value_heads import save_reading, widen_head
 
@@ -28,10 +29,20 @@ def base_path(path: str) -> str:
     """Returns the model itself, or of a folder that holds an adapter the base model that it names."""
     if not holds_adapter(path):
         return path
+    base: str = adapter_config(path).base_model_name_or_path
+    return base
+
+
+def adapter_config(path: str) -> Any:
+    """Returns the PEFT configuration of a saved adapter, in a folder or on the hub.
+
+    Raises:
+        ValueError: there is none, or it cannot be read; names the keys that say where adapters are.
+    """
     from peft import PeftConfig
 
-    base: str = PeftConfig.from_pretrained(path).base_model_name_or_path
-    return base
+    with loading("adapter", path):
+        return PeftConfig.from_pretrained(path)
 
 
 def is_peft(model: nn.Module) -> bool:
@@ -111,9 +122,7 @@ def refuse_unrepeatable(folder: str, *, beside: bool = False) -> None:
     Raises:
         ValueError: names the folder, and what to give in its place.
     """
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(folder)
+    config = adapter_config(folder)
     kind = kind_of(config)
     if type_of(config) == "LORA" and (not kind.again or (beside and kind.rewrites)):
         why = "would rewrite the base under the other adapter" if kind.again else "is not the same when it is loaded"

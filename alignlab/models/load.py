@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from transformers.utils import cached_file
 from alignlab.config import ModelOptions, four_bit_dtype, holds_adapter
 from alignlab.runtime import is_sharded_at_load, this_machine
 
-from .adapters import base_path, refuse_unrepeatable
+from .adapters import adapter_config, base_path, refuse_unrepeatable
 from .naming import loading
 from .quantised import guard_quantised, prepare_quantised
 from .value_heads import check_task, outputs_of, widen_head
+
+logger = logging.getLogger(__name__)
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
@@ -78,6 +81,8 @@ def load_model(options: ModelOptions, path: str | None = None, *, outputs: int =
         ValueError: it cannot be loaded, or is a model of another kind than asked for.
     """
     path = path or options.name_or_path
+    if options.revision != "main" and Path(path).exists():
+        logger.warning("model.revision: %r is not used: %s is a folder, which has no revisions", options.revision, path)
     _check_kind(path, options.revision, outputs)
     adapter = options.adapter if path == options.name_or_path else None
     if holds_adapter(path):
@@ -107,10 +112,10 @@ def load_model(options: ModelOptions, path: str | None = None, *, outputs: int =
 
 def _adapted(model: PreTrainedModel, adapter: str, outputs: int) -> Any:
     """Returns a model with a saved adapter, to be trained on."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     if outputs:
-        check_task(PeftConfig.from_pretrained(adapter), outputs)
+        check_task(adapter_config(adapter), outputs)
     with loading("adapter", adapter):
         adapted = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
     if outputs:

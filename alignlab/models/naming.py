@@ -25,16 +25,17 @@ def loading(what: str, path: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ in _MEMORY:
             raise
-        raise ValueError(f"the {what} of {path!r} cannot be loaded: {_reason(path, error)}") from error
+        raise ValueError(f"the {what} of {path!r} cannot be loaded: {_reason(what, path, error)}") from error
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(what: str, path: str, error: Exception) -> str:
     words = next(iter(str(error).strip().splitlines()), "")[:_LONGEST] or "no message"
     if Path(path).is_file():
         return "it is a file, and has to be a folder, or the id of a model on the hub"
     if Path(path).exists():
         return f"{type(error).__name__}: {words}"
+    keys = "model.adapter and ref_adapter" if what == "adapter" else "model.name_or_path and its like"
     return (
-        f"there is no such folder, and no model of the hub by that name could be had (model.name_or_path and its like "
-        f"take a folder or a hub id; {words})"
+        f"there is no such folder, and no {'adapter' if what == 'adapter' else 'model'} of the hub by that name could "
+        f"be had ({keys} take a folder or a hub id; {words})"
     )

@@ -96,12 +96,13 @@ def _changes(config: RunConfig, gpus: int) -> Iterator[list[str]]:
         smaller_batch = f"--per_device_train_batch_size {pairs} --gradient_accumulation_steps {accumulation}"
         words = base + smaller_batch.split()
         yield list(words)
-    stage = Zero.read(training.get("deepspeed"), 1).stage
+    zero = Zero.of(training, 1)
+    stage, more = zero.stage, gpus > 1 and not zero.fsdp  # DeepSpeed cannot stand beside FSDP
     if not training.get("bf16") and not training.get("fp16") and config.model.dtype == "float32":
         words += ["--bf16", "true"]
-    for higher in range(max(stage + 1, 2), 4) if gpus > 1 else ():
+    for higher in range(max(stage + 1, 2), 4) if more else ():
         yield [*words, "--deepspeed", f"zero{higher}.json"]
-    if gpus > 1:
+    if more:
         yield [*words, "--deepspeed", "zero3_offload.json"]
     if config.peft is None and config.model.adapter is None:
         words += ["--peft.r", "16"]

@@ -50,7 +50,7 @@ def estimate(
     """Returns what a run takes on each rank, from one step on tensors without storage and the engine's arithmetic."""
     architecture = models.architecture(config.model)
     text = architecture.get_text_config()
-    zero = Zero.read(config.training.get("deepspeed"), int(text.hidden_size))
+    zero = Zero.of(config.training, int(text.hidden_size))
     shape = step_shape(config, architecture, lengths, zero, device)
     ranks = gpus if zero.stage else 1
     shares = {WEIGHTS: 1 / ranks if zero.stage == 3 else 1.0, GRADIENTS: 1 / ranks if zero.stage >= 2 else 1.0}
@@ -82,11 +82,12 @@ def estimate(
 
 
 def optimiser_bytes(config: RunConfig, traced: Traced, zero: Zero, ranks: int, shape: StepShape) -> float:
-    """Returns the optimiser's states on one rank; under ZeRO with the float32 weights that it steps."""
+    """Returns the optimiser's states on one rank; with the float32 weights that ZeRO, or half-precision FSDP, steps."""
     name = str(config.training.get("optim", "adamw_torch"))
     found = [size for start, size in (EIGHT_BIT | STATES).items() if name.startswith(start)]
     if zero.stage:
-        return traced.trained * ((found[0] if found else 8.0) + 4.0) / ranks
+        masters = 0.0 if zero.fsdp and shape.dtype.itemsize >= 4 else 4.0  # FSDP steps the weights that it shards
+        return traced.trained * ((found[0] if found else 8.0) + masters) / ranks
     # torch keeps the moments in the dtype of the weights; adapters are float32.
     moments = 8.0 if shape.peft is not None else 2.0 * shape.dtype.itemsize
     return traced.trained * (found[0] if found else moments)

@@ -10,6 +10,7 @@ import torch
 
 from alignlab import losses
 from alignlab.config import RunConfig, checkpoints_activations, holds_adapter
+from alignlab.models import adapter_config
 from alignlab.reference import choose_mode
 
 from .trace import StepShape
@@ -55,9 +56,7 @@ def adapter_of(config: RunConfig) -> Mapping[str, Any] | None:
         return config.peft
     if model.adapter is None and not holds_adapter(model.name_or_path):
         return None
-    from peft import PeftConfig
-
-    saved = PeftConfig.from_pretrained(model.adapter or model.name_or_path).to_dict()
+    saved = adapter_config(model.adapter or model.name_or_path).to_dict()
     return {name: saved[name] for name in ("peft_type", "r", "lora_alpha", "target_modules") if name in saved}
 
 

@@ -1,7 +1,8 @@
-"""What a DeepSpeed configuration says of memory."""
+"""What a DeepSpeed configuration, or FSDP, says of memory."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,28 @@ BUCKET = 5 * 10**8  # reduce_bucket_size, where the config gives none
 
 @dataclass(frozen=True)
 class Zero:
-    """What a DeepSpeed configuration says of memory: stage, what is kept on the host, elements of a bucket."""
+    """What an engine does for memory: its stage, what is kept on the host, elements of a bucket.
+
+    FSDP2 shards weights, gradients and optimiser states as ZeRO's third stage does, and is counted as that: with half
+    precision it keeps float32 weights too, the ones that it shards. It reduces gradients layer by layer, in no bucket.
+    """
 
     stage: int = 0
     offload_optimiser: bool = False
     offload_weights: bool = False
     bucket: int = 0
+    fsdp: bool = False
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any], width: int) -> Zero:
+        """Reads what a training block says, of ``deepspeed`` or of ``fsdp``; ``width`` is the model's."""
+        asked, config = training.get("fsdp"), training.get("fsdp_config") or {}
+        if not asked:
+            return cls.read(training.get("deepspeed"), width)
+        values = config if isinstance(config, dict) else read_yaml(find_config(config))
+        said = {name.removeprefix("fsdp_"): value for name, value in values.items()}
+        offload = "offload" in str(asked).lower() or str(said.get("cpu_offload", False)).lower() == "true"
+        return cls(3, offload, offload, fsdp=True)
 
     @classmethod
     def read(cls, deepspeed: Any, width: int) -> Zero:

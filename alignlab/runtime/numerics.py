@@ -26,6 +26,7 @@ class Numerics:
             float32); False if it makes them anew for each forward (FSDP).
         autocast: dtype of the arithmetic under autocast; None without.
         rounds_fp32: float32 matrices are multiplied in fewer bits (TF32).
+        kernels: whose kernels stand in layers in the place of torch's, and round elsewhere: "liger", say; "" for none.
     """
 
     engine: str = ""
@@ -33,9 +34,13 @@ class Numerics:
     stays: bool = False
     autocast: torch.dtype | None = None
     rounds_fp32: bool = False
+    kernels: str = ""
 
     def name(self, loaded: torch.dtype) -> str:
         """Returns what the score cache calls it, for weights loaded in that dtype."""
+        return self._precision(loaded) + (f" with {self.kernels}" if self.kernels else "")
+
+    def _precision(self, loaded: torch.dtype) -> str:
         if self.weights is not None:
             under = "" if self.autocast is None else f" under {_SHORT[self.autocast]} autocast"
             return f"{_plain(self.weights)} weights of {self.engine}{under}"

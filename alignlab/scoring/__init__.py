@@ -6,7 +6,7 @@ Never here: a loss of preferences, a file, or a collective.
 from .forward import Distributions, distributions, needed_logits, place, score, token_kl
 from .head import LazyHead, head_of
 from .kernels import UnsupportedAttention
-from .liger import use_liger
+from .liger import liger_name, use_liger
 from .logits import Head
 from .packing import FLAT, TREES, UnsupportedModel, model_inputs
 from .planned import attention_caps
@@ -32,6 +32,7 @@ __all__ = [
     "head_of",
     "hidden_positions",
     "jolted",
+    "liger_name",
     "model_inputs",
     "needed_logits",
     "place",

@@ -13,6 +13,7 @@ from alignlab.runtime import evaluating, is_sharded_at_load, unwrap
 
 from .values import value_head
 
+_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")  # of Liger, that are never used here
 _FULL, _HALF = 1e-3, 0.1  # nats; half precision rounds between kernels in other places
 
 
@@ -46,6 +47,13 @@ def use_liger(model: nn.Module, kernels: Mapping[str, bool] | None) -> None:
             f"use_liger_kernel: with Liger's kernels {name} computes something else: log-probabilities differ by "
             f"{distance:.2g} nats (allowed {allowed:g})"
         )
+
+
+def liger_name(kernels: Mapping[str, bool] | None) -> str:
+    """Returns what scores made with Liger's kernels are kept under: which were chosen by name, losses aside."""
+    given = sorted((name, on) for name, on in (kernels or {}).items() if name not in _LOSSES)
+    chosen = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in given)
+    return f"liger ({chosen})" if chosen else "liger"
 
 
 def _forwards(model: nn.Module) -> dict[str, tuple[type, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from alignlab.data import Mode
 from alignlab.losses import Loss, Needs
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
 from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, product_error, set_matmul_precision
-from alignlab.scoring import base_of, choose_layout, router_of, value_head
+from alignlab.scoring import base_of, choose_layout, liger_name, router_of, value_head
 
 from .adapter_start import start_adapter
 from .sets import TrainingData
@@ -129,7 +130,8 @@ def build_numerics(args: PreferenceConfig, accelerator: Any) -> Numerics:
     """
     precision = args.float32_matmul_precision
     error = product_error(args.device) if precision is None else set_matmul_precision(precision, args.device)
-    return numerics_of(accelerator, rounds_fp32=error > FULL_FP32)
+    found = numerics_of(accelerator, rounds_fp32=error > FULL_FP32)
+    return replace(found, kernels=liger_name(args.liger_kernel_config)) if args.use_liger_kernel else found
 
 
 def build_policy(

@@ -69,6 +69,7 @@ class Loaders:
             batch_sampler=sampler,
             collate_fn=self._collator(training=training),
             num_workers=args.dataloader_num_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context if args.dataloader_num_workers else None,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,

@@ -115,7 +115,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def _say(self, text: str | None) -> None:
         if text and self.shown == "live":
-            self.console.print(printable(text), soft_wrap=True)
+            self.console.print(printable(text), overflow="ignore", crop=False)  # ends lines between words
         elif text:
             say(printable(text))
 

@@ -307,6 +307,14 @@ def test_two_at_once_prepare_once_and_who_waited_is_told_of_bad_rows(tmp_path: P
         assert f"{broken}:4001: " in errors
 
 
+def test_a_folder_that_cannot_be_made_names_its_own_key(tmp_path: Path, source: Path, tokenizer: Any) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OSError, match=r"cannot create the prepared rows folder: .*; choose another with data_cache_dir"
+    ):
+        PreparedSets(tmp_path / "file", progress=False).open(str(source), tokenizer, DataOptions())
+
+
 def test_a_stream_is_written_once_with_the_place_of_every_row(
     tmp_path: Path, tokenizer: Any, makings: list[Path]
 ) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignlab.cli import commands, main
-from alignlab.cli.console import show, start_logging
+from alignlab.cli.console import _Formatter, show, start_logging
 
 
 def test_codes_in_text_are_spelled(capsys):
@@ -31,6 +31,22 @@ def test_codes_in_the_log_are_spelled(capsys):
     finally:
         root.handlers = before
     assert capsys.readouterr().err == "group \\x1b[31mred\n"
+
+
+def test_lines_of_the_log_end_between_words_on_a_terminal(monkeypatch):
+    """In a file they stay whole; a path is never cut."""
+    path = "/data/" + "long" * 20
+    record = logging.LogRecord(
+        "alignlab", logging.INFO, "", 0, f"prepared rows: {'word ' * 20}in\n  {path}", None, None
+    )
+    assert "\n" not in _Formatter("%(message)s").format(record).partition("\n  /")[0]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = _Formatter("%(message)s").format(record).split("\n")
+    assert lines[0] == "prepared rows: word word word word word"
+    assert all(len(line) <= 40 for line in lines if path not in line)
+    assert lines[-1].strip() == path
+    assert " ".join(" ".join(lines).split()) == " ".join(record.getMessage().split())
 
 
 def test_codes_in_an_error_are_spelled(capsys):

@@ -45,6 +45,18 @@ def parts(config: RunConfig, gpus: int = 1) -> dict[str, float]:
     return estimate(config, gpus, Lengths.of(config), framework=0.0).gpu
 
 
+def test_fsdp_shards_weights_and_optimiser_over_four_gpus(config: Any) -> None:
+    """A quarter of float32 weights and of Adam's two moments; with bf16 a quarter of 2 and of 12 bytes a weight.
+
+    The rotary embedding has eight float32 frequencies.
+    """
+    found = parts(config("--fsdp", "full_shard"), gpus=4)
+    assert (found["weights"], found["optimiser"]) == ((PARAMETERS + 8) * 4 / 4, PARAMETERS * 8 / 4)
+    found = parts(config("--fsdp", "full_shard", "--bf16", "true"), gpus=4)
+    assert (found["weights"], found["optimiser"]) == ((PARAMETERS * 2 + 32) / 4, PARAMETERS * 12 / 4)
+    assert not [words for words in _changes(config("--fsdp", "full_shard"), 4) if "--deepspeed" in words]
+
+
 def test_four_bit_weights_take_half_a_byte_and_their_scales(config: Any) -> None:
     """The layers' matrices: half a byte and 1 + 4/256 bytes for each 64; embedding, head and norms stay float32."""
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)

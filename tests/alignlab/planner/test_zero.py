@@ -14,3 +14,11 @@ def test_engine_settings_are_read_from_the_file(tmp_path: Path) -> None:
         Zero(3, bucket=128)
     )
     assert Zero.read(None, 8) == Zero()
+
+
+def test_fsdp_is_counted_as_the_third_stage(tmp_path: Path) -> None:
+    assert Zero.of({"fsdp": "full_shard auto_wrap"}, 8) == Zero(3, fsdp=True)
+    assert Zero.of({"fsdp": ["full_shard", "offload"]}, 8) == Zero(3, True, True, fsdp=True)
+    (tmp_path / "fsdp.json").write_text('{"fsdp_cpu_offload": true}')
+    assert Zero.of({"fsdp": True, "fsdp_config": str(tmp_path / "fsdp.json")}, 8) == Zero(3, True, True, fsdp=True)
+    assert Zero.of({"fsdp": "", "deepspeed": {"zero_optimization": {"stage": 1}}}, 8).stage == 1

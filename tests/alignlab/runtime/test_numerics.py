@@ -52,6 +52,12 @@ def test_weights_loaded_in_half_precision_and_rounded_products_have_names_of_the
     assert [rounds.name(dtype) for dtype in (torch.float32, torch.bfloat16)] == ["float32 rounded", "bfloat16"]
 
 
+def test_scores_of_other_kernels_have_a_name_of_their_own() -> None:
+    """They round elsewhere, in half precision visibly: a run without them must not take such scores."""
+    assert Numerics(autocast=torch.bfloat16, kernels="liger").name(torch.float32) == "bf16 with liger"
+    assert Numerics(kernels="liger").name(torch.float16) == "float16 with liger"
+
+
 @pytest.mark.parametrize(
     ("engine", "message"),
     [

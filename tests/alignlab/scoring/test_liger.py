@@ -77,6 +77,7 @@ def test_a_run_uses_kernels_that_agree_and_never_the_losses(
     assert asked == [without]
     run.train()
     assert asked == [without, without]
+    assert run._numerics.name(torch.float32) == "float32 with liger (rope off)"
     assert run.state.log_history[-1]["train_loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
