@@ -71,7 +71,7 @@ def test_a_saved_run_answers_as_its_model_does(run, model_path, tmp_path):
     counts, ours = greedy(run, run)
     assert greedy(model_path, run)[1] != ours
     assert all(ours)
-    with transformers_serve(run, tmp_path / "home") as address:
+    with transformers_serve(run, tmp_path / "home") as (_, address):
         with urllib.request.urlopen(f"{address}/models", timeout=60) as answer:
             assert json.load(answer)["object"] == "list"
         for question, count, text in zip(QUESTIONS, counts, ours, strict=True):

@@ -39,6 +39,17 @@ class Made:
         keys = [key for key in {**found, **self.of} if found and found.get(key) != self.of.get(key)]
         return [f"{key}: {_short(found.get(key))} -> {_short(self.of.get(key))}" for key in keys]
 
+    def check_free(self, output: Path) -> None:
+        """Raises a ValueError where something else stands in the place of ``output``."""
+        if others := self.others():
+            raise ValueError(
+                f"--output: {output} was made of something else ({'; '.join(others[:3])}); "
+                "choose another file, or delete it"
+            )
+        if output.exists() and not self.is_done():
+            why = "; ".join(self.damages()) or "nothing says what it is"
+            raise ValueError(f"--output: {output} is there, and {why}; choose another file, or delete it")
+
     def damages(self, found: Mapping[str, Any] | None = None) -> list[str]:
         """Returns what is wrong with the outputs, a line each."""
         wrong = []

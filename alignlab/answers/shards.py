@@ -42,14 +42,7 @@ class Shards:
         Raises:
             ValueError: other work was begun there, or another file stands where this one is to be.
         """
-        if others := self.made.others():
-            raise ValueError(
-                f"--output: {self.output} was made of something else ({'; '.join(others[:3])}); "
-                "choose another file, or delete it"
-            )
-        if self.output.exists() and not self.made.is_done():
-            why = "; ".join(self.made.damages()) or "nothing says what it is"
-            raise ValueError(f"--output: {self.output} is there, and {why}; choose another file, or delete it")
+        self.made.check_free(self.output)
         self.begin()
 
     def begin(self) -> None:

@@ -14,6 +14,8 @@ from .parsers import add_reader, both_ways, with_examples
 
 ENGINE_HELP = """transformers (the default: seeded and exact), continuous (transformers' continuous batching), or an
 OpenAI-compatible address http://.../v1; with options as '{name: http://.../v1, model: NAME, workers: 16}'"""
+AS_HELP = """FILE holds the questions of a benchmark, and the output is what its judges read; one greedy answer to each,
+unless --temperature is given"""
 
 
 def add_to(commands: Any) -> None:
@@ -23,10 +25,13 @@ def add_to(commands: Any) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Samples as the words say; returns the exit status."""
-    told = vars(_parser().parse_args(words))
+    parser = _parser()
+    if parser.parse_args(words).form:
+        parser.set_defaults(samples=1, temperature=0.0)
+    told = vars(parser.parse_args(words))
     start_logging()
     from alignlab.config import ModelOptions
-    from alignlab.sampling import Sampled, SampleOptions, sample
+    from alignlab.sampling import Sampled, SampleOptions, answer_benchmark, sample
 
     options = {name: told[name] for name in SampleOptions.__dataclass_fields__}
     model = {name: told[name] for name in ("tokenizer", "dtype", "trust_remote_code", "load_in_4bit")}
@@ -38,7 +43,10 @@ def main(words: Sequence[str]) -> int:
         engine=read_judge(told["engine"]) or "transformers",
         most=told["most"],
     )
-    sample(asked)
+    if told["form"]:
+        answer_benchmark(asked, told["form"], told["generator"] or Path(told["model"]).resolve().name)
+    else:
+        sample(asked)
     return leave(0)
 
 
@@ -47,16 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 Ranks (torchrun --nproc-per-node 8 -m alignlab sample ...) and jobs of a Slurm array share the work; the file is the
 same whoever drew what."""
     example = "alignlab sample path/to/model --prompts prompts.jsonl --samples 8 --output answers.jsonl"
-    shown = with_examples(example, f"{example} --max-new-tokens 1024 --temperature 0.8")
+    bench = "alignlab sample path/to/model --prompts question.jsonl --as mt_bench --output answers.jsonl"
+    shown = with_examples(example, f"{example} --max-new-tokens 1024 --temperature 0.8", bench)
     parser = argparse.ArgumentParser(prog="alignlab sample", description=text, allow_abbrev=False, **shown)
     add = both_ways(parser)
     add("model", metavar="MODEL", help="folder or hub id; a folder with an adapter brings its base")
     add("--prompts", required=True, metavar="FILE", help="rows with a prompt: of any form that can be trained on")
     add("--output", required=True, type=Path, metavar="FILE.jsonl", help="the answers, a line a prompt")
+    add("--as", dest="form", choices=("alpaca_eval", "mt_bench"), help=AS_HELP)
+    add("--generator", metavar="NAME", help="of the model in such a file (the last part of MODEL)")
     add("--samples", type=int, default=8, metavar="K", help="answers a prompt (%(default)s)")
     add("--engine", default="transformers", metavar="ENGINE", help=ENGINE_HELP)
     add("--max-new-tokens", type=int, default=512, metavar="N", help="tokens of an answer (%(default)s)")
-    add("--temperature", type=float, default=1.0, help="1: the model's own distribution (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="1: the model's own distribution; 0: greedy (%(default)s)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold so much")
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0: from all")
     add("--seed", type=int, default=0, help="of all answers together (%(default)s)")

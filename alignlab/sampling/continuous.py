@@ -64,8 +64,8 @@ class ContinuousEngine:
         model: Any = self.policy.model
         before = model.config._attn_implementation
         config = GenerationConfig(
-            do_sample=True,
-            temperature=self.options.temperature,
+            do_sample=not self.options.greedy,
+            temperature=self.options.temperature or None,
             top_k=self.options.top_k,
             top_p=self.options.top_p,
             max_new_tokens=self.options.max_new_tokens,

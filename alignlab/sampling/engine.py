@@ -56,7 +56,7 @@ class SeededEngine:
             self.policy.model,
             self.policy.tokenizer,
             [prompt.ids for prompt, _ in asked],
-            seeds,
+            None if self.options.greedy else seeds,
             max_new_tokens=self.options.max_new_tokens,
             batch_size=self.options.batch_size,
             bent=self.bent,
@@ -65,7 +65,7 @@ class SeededEngine:
         found = [self._answers(*one) for one in zip(prompts, _portions(ids, self.options.samples), strict=True)]
         for row, portion in zip(found, _portions(seeds, self.options.samples), strict=True):
             for answer, seed in zip(row, portion, strict=True):
-                answer.seed = seed
+                answer.seed = None if self.options.greedy else seed
         return found
 
     def check(self, prompts: Sequence[AskedPrompt]) -> None:
@@ -87,6 +87,8 @@ def known_tokens(policy: Policy, prompt: AskedPrompt, drawn: Sequence[list[int]]
 def bending(options: SampleOptions) -> list[Any]:
     """Returns what logits go through before the noise, in the order of ``generate``: temperature, top-k, top-p."""
     found: list[Any] = []
+    if options.greedy:
+        return found
     if options.temperature != 1:
         found.append(TemperatureLogitsWarper(options.temperature))
     if options.top_k:

@@ -14,7 +14,8 @@ class SampleOptions:
     Attributes:
         samples: answers a prompt. max_new_tokens: of an answer.
         temperature, top_p, top_k: what bends the distribution; by default nothing does, and then the answers are those
-            of the model itself, as a KL or an on-policy loss takes them to be. top_k: 0 for none.
+            of the model itself, as a KL or an on-policy loss takes them to be. temperature: 0 decodes greedily.
+            top_k: 0 for none.
         seed: of all answers together. round: of a loop; every round draws others.
         batch_size: answers at a time. It changes no answer, nor what is written of it.
     """
@@ -33,10 +34,17 @@ class SampleOptions:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}: expected at least {smallest}, found {getattr(self, name)}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected more than 0, found {self.temperature}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: expected 0 (greedy) or more, found {self.temperature}")
+        if self.greedy and self.samples > 1:
+            raise ValueError(f"samples: at temperature 0 all answers to a prompt are one; found {self.samples}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected more than 0 and at most 1, found {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        """True where the likeliest token is taken, and nothing drawn."""
+        return self.temperature == 0
 
     def seed_of(self, prompt_id: str, sample: int) -> int:
         """Returns the seed of one answer: 63 bits of a hash over seed, round, prompt and the answer's number.

@@ -126,7 +126,8 @@ class ServerEngine:
             raise self._silent(f"an answer is no text: {json.dumps(choice)[:200]}")
         ids = _ids_of(reply) if self.takes_tokens else None
         finished = {"stop": True, "length": False}.get(str(choice.get("finish_reason")))
-        return Answer(text, ids, finished, _logp_of(choice), self.options.seed_of(prompt.id, sample))
+        seed = None if self.options.greedy else self.options.seed_of(prompt.id, sample)
+        return Answer(text, ids, finished, _logp_of(choice), seed)
 
     def _reply(self, path: str, body: Mapping[str, Any]) -> Any:
         """Returns a reply that holds a choice.
@@ -153,8 +154,8 @@ class ServerEngine:
     def _told(self) -> dict[str, Any]:
         """What transformers serve listens to: a temperature alone is ignored where the model's own config is greedy."""
         config: dict[str, Any] = {
-            "do_sample": True,
-            "temperature": self.options.temperature,
+            "do_sample": not self.options.greedy,
+            "temperature": self.options.temperature or 1.0,
             "top_p": self.options.top_p,
         }
         config |= {"top_k": self.options.top_k, "max_new_tokens": self.options.max_new_tokens}

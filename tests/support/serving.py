@@ -15,8 +15,8 @@ from launching import BIN, free_port
 
 
 @contextmanager
-def transformers_serve(model: Path, home: Path) -> Iterator[str]:
-    """Serves a model's folder for as long as the block lasts; yields the address, which ends in ``/v1``.
+def transformers_serve(model: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serves a model's folder for as long as the block lasts; yields the process and its address, which ends in ``/v1``.
 
     The server loads the folder before it listens, and answers with it whatever model a request names. It prints into
     ``home/serve.log``.
@@ -32,7 +32,7 @@ def transformers_serve(model: Path, home: Path) -> Iterator[str]:
         server = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
             _until_it_listens(server, f"http://127.0.0.1:{port}/health", home / "serve.log")
-            yield f"http://127.0.0.1:{port}/v1"
+            yield server, f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()
             server.wait()

@@ -124,6 +124,18 @@ def test_a_low_temperature_is_greedy(asked: Any) -> None:
         assert len({tuple(answer.ids or ()) for answer in row.answers}) == 1
 
 
+def test_a_temperature_of_0_takes_the_likeliest_token(asked: Any) -> None:
+    """Token for token the argmax of the model's own logits; nothing is drawn, so that there is no seed to name."""
+    model: Any = make_model(0).eval()
+    assert sample(asked(samples=1, temperature=0.0))
+    for row in read_answers(asked(samples=1, temperature=0.0).output):
+        [answer] = row.answers
+        assert answer.seed is None
+        with torch.no_grad():
+            likeliest = model(torch.tensor([row.prompt_ids + (answer.ids or [])])).logits[0].argmax(-1)
+        assert answer.ids == likeliest[len(row.prompt_ids) - 1 : -1].tolist()
+
+
 def test_what_is_there_is_not_made_again_and_nothing_is_overwritten(
     asked: Any, bytes_of: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

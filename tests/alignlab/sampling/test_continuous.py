@@ -42,6 +42,13 @@ def test_its_logprobs_are_ours(policy: Policy) -> None:
     assert engine.of == {"batch_size": 32}  # it is part of what answers depend on
 
 
+def test_a_temperature_of_0_takes_the_likeliest_token(policy: Policy) -> None:
+    options = SampleOptions(samples=1, max_new_tokens=10, temperature=0.0)
+    prompts = read_prompts(make_rows(6), policy.tokenizer).prompts
+    theirs, ours = (build_engine(name, policy, options, "").draw(prompts) for name in ("continuous", "transformers"))
+    assert theirs == ours
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from making import make_model, make_rows, make_tokenizer
+from serving import transformers_serve
 
 from alignlab.answers import read_answers
 from alignlab.cli.demo import CHAT_TEMPLATE
@@ -174,6 +171,16 @@ def test_what_a_server_of_texts_is_told(server: Server, folder: Path, tmp_path: 
     assert "n" not in server.bodies[-1]
 
 
+def test_a_temperature_of_0_is_greedy_at_a_server_too(server: Server, folder: Path, tmp_path: Path) -> None:
+    """``do_sample: false`` and no temperature of 0, which transformers refuses in a config; no seed is named."""
+    server.answer = gives_text("the cat")
+    assert ask(folder, server.url, tmp_path / "a.jsonl", max_gap=100.0, samples=1, temperature=0.0)
+    assert server.bodies[-1]["temperature"] == 0
+    config = json.loads(server.bodies[-1]["generation_config"])
+    assert (config["do_sample"], config["temperature"]) == (False, 1.0)
+    assert {one.seed for row in read_answers(tmp_path / "a.jsonl") for one in row.answers} == {None}
+
+
 def test_text_is_kept_as_text(server: Server, folder: Path, tmp_path: Path) -> None:
     server.answer = gives_text("the cat")
     assert ask(folder, server.url, tmp_path / "a.jsonl", max_gap=100.0)
@@ -224,51 +231,20 @@ def test_a_wrong_address_is_said_at_once(server: Server, folder: Path, tmp_path:
 # ---- transformers serve ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
-    """Starts the real server on a free port, as often as it is asked to."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> tuple[subprocess.Popen[bytes], str]:
-        pytest.importorskip("uvicorn")
-        pytest.importorskip("openai")
-        port = 20000 + os.getpid() % 10000
-        words = ["serve", str(folder / "model"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-        code = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        with (tmp_path / "serve.log").open("ab") as log:
-            one = subprocess.Popen([sys.executable, "-c", code, *words], stdout=log, stderr=log, env=env)
-        started.append(one)
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(1200):
-            try:
-                if requests.get(f"{url}/health", timeout=1).ok:
-                    return one, f"{url}/v1"
-            except requests.RequestException:
-                assert one.poll() is None, (tmp_path / "serve.log").read_text()[-2000:]
-                time.sleep(0.1)
-        raise AssertionError("the server did not come up")
-
-    yield start
-    for one in started:
-        one.kill()
-        one.wait()
-
-
 @pytest.mark.slow
-def test_a_real_server(serve: Any, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_real_server(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """200 answers through `transformers serve`; it is killed when half of them are there, and gone on with."""
     caplog.set_level("INFO", logger="alignlab")
-    process, url = serve()
-    killer = threading.Thread(target=_kill_at_half, args=(process, tmp_path / "a.jsonl.parts"))
-    killer.start()
-    with pytest.raises(ValueError, match="does not answer as it should"):
-        ask(folder, url, tmp_path / "a.jsonl", "turns.jsonl")
-    killer.join()
+    with transformers_serve(folder / "model", tmp_path / "home") as (process, url):
+        killer = threading.Thread(target=_kill_at_half, args=(process, tmp_path / "a.jsonl.parts"))
+        killer.start()
+        with pytest.raises(ValueError, match="does not answer as it should"):
+            ask(folder, url, tmp_path / "a.jsonl", "turns.jsonl")
+        killer.join()
     done = len(list((tmp_path / "a.jsonl.parts").glob("[0-9]*.jsonl")))
     assert 3 <= done < 7
-    _, url = serve()
-    assert ask(folder, url, tmp_path / "a.jsonl", "turns.jsonl")
+    with transformers_serve(folder / "model", tmp_path / "home") as (_, url):
+        assert ask(folder, url, tmp_path / "a.jsonl", "turns.jsonl")
     rows = list(read_answers(tmp_path / "a.jsonl"))
     assert sum(len(row.answers) for row in rows) == 200
     assert all(one.finished is not None and one.ids is None for row in rows for one in row.answers)
@@ -276,7 +252,7 @@ def test_a_real_server(serve: Any, folder: Path, tmp_path: Path, caplog: pytest.
     assert len(re.findall(r"64 answers rescored: .* are \d\.\d+ nats a token apart", caplog.text)) == 2
 
 
-def _kill_at_half(process: subprocess.Popen[bytes], parts: Path) -> None:
+def _kill_at_half(process: Any, parts: Path) -> None:
     for _ in range(6000):
         if len(list(parts.glob("[0-9]*.jsonl"))) >= 3:
             process.kill()
