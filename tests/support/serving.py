@@ -16,7 +16,7 @@ from launching import BIN, free_port
 
 @contextmanager
 def transformers_serve(model: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Serves a model's folder for as long as the block lasts; yields the process and its address, which ends in ``/v1``.
+    """Serves a model's folder for as long as the block lasts; yields the process and its address, up to ``/v1``.
 
     The server loads the folder before it listens, and answers with it whatever model a request names. It prints into
     ``home/serve.log``.
