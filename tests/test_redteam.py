@@ -110,7 +110,7 @@ def test_a_damaged_model_is_named(here, capsys, damage, message):
         ),
         ({"output_dir": "rows.jsonl"}, "output_dir: rows.jsonl cannot be a folder: "),
         ({"output_dir": "rows.jsonl/run"}, "output_dir: rows.jsonl/run cannot be a folder: "),
-        ({"score_cache_dir": "rows.jsonl"}, "[Errno 20] cannot create the score cache folder: "),
+        ({"score_cache_dir": "rows.jsonl"}, "[Errno 20] cannot create the prepared rows folder: "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -118,8 +118,11 @@ def test_a_config_is_refused_by_its_key(here, capsys, changes, message):
     assert trained(capsys, **changes).startswith(message)
 
 
-def test_the_folder_of_the_cache_is_named_by_both_of_its_names(here, capsys):
-    assert "choose another with score_cache_dir or ALIGNLAB_CACHE" in trained(capsys, score_cache_dir="rows.jsonl")
+@pytest.mark.parametrize("key", ["data_cache_dir", "score_cache_dir"])
+def test_the_folder_of_the_caches_is_named_by_all_of_its_names(here, capsys, key):
+    assert "choose another with data_cache_dir, score_cache_dir or ALIGNLAB_CACHE" in trained(
+        capsys, **{key: "rows.jsonl"}
+    )
 
 
 def test_an_unknown_best_metric_is_answered_with_those_that_there_are(here, capsys):

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "prepared"
 ROWS, REPORT, REJECTED, FAILED = "rows.arrow", "report.json", "rejected_rows.jsonl", ".failed"
 IN_MEMORY_ROWS = 10_000  # of a list of Python objects: it lies in memory anyway
-PLACE = "data_cache_dir (else score_cache_dir or ALIGNLAB_CACHE)"  # what names the folder
+PLACE = "data_cache_dir, score_cache_dir or ALIGNLAB_CACHE"  # what names the folder, the first that is given
 ROUND = 30.0  # seconds between two words of who waits
 GROWTH = {".gz": 8.0, ".parquet": 5.0}  # a prepared set and its draft, in bytes of the source; 2.5 of plain text
 
