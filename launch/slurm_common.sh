@@ -18,7 +18,7 @@ read_words() {
   fi
 }
 
-# What one task runs, for TASK=train, score, eval or rounds.
+# What one task runs, for TASK=train, score, eval, rounds or search (whose task starts trials, not ranks of its own).
 task_command() {
   local python="${VENV:+$VENV/bin/}python"
   case "$TASK" in
@@ -26,7 +26,8 @@ task_command() {
     score) command=("$python" -m alignlab score "${arguments[@]}" --output_dir "$RUN_DIR") ;;
     eval) command=("$python" -m alignlab eval "$RUN_DIR" --data "$EVAL_DATA" --output "$RUN_DIR/eval.json") ;;
     rounds) command=("$python" -m alignlab rounds "${arguments[@]}" --stage "${STAGE:?of the loop: 1/sample, say}") ;;
-    *) refuse "TASK is '$TASK'; allowed: train, score, eval, rounds" ;;
+    search) command=("$python" -m) ;;
+    *) refuse "TASK is '$TASK'; allowed: train, score, eval, rounds, search" ;;
   esac
   if [[ "$TASK" == eval && -z "$EVAL_DATA" ]]; then
     refuse "TASK=eval needs EVAL_DATA, the file to evaluate on"
@@ -48,8 +49,20 @@ step_command() {
   # shellcheck disable=SC2016
   local ranks='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
   # Since Slurm 22.05 srun does not inherit the CPUs of a task.
+  local output=(--output="$log")
+  [[ "$TASK" == search ]] && output=() # each trial has a log of its own
   step=(srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${tasks[@]}" "${where[@]}"
-    --output="$log" bash -c "$ranks" rank "${wrap[@]}" "${command[@]}")
+    "${output[@]}" bash -c "$ranks" rank "${wrap[@]}" "${command[@]}")
+}
+
+# A worker of a search runs beside Slurm's steps and starts one for each trial, with every rank of the job.
+worker_command() {
+  if [[ -n "$CONTAINER" && "$CONTAINER" != pyxis:* ]]; then
+    refuse "TASK=search starts srun from a worker, which an apptainer image has not; use VENV, or pyxis"
+  fi
+  # shellcheck disable=SC2016
+  step=(bash -c 'exec "$@" >>"$0" 2>&1' "$log" "${VENV:+$VENV/bin/}python" -m alignlab sweep "${arguments[@]}"
+    --launcher "$(printf '%q ' "${step[@]}")")
 }
 
 # Jobs that share a node must not share a port: 20000 to 29999, by the job's number.
@@ -137,6 +150,9 @@ run_job() {
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}" PYTHONUNBUFFERED=1
   log="$RUN_DIR/logs/$TASK-${SLURM_JOB_ID:-0}-restart-${SLURM_RESTART_COUNT:-0}.log"
   step_command
+  if [[ "$TASK" == search ]]; then
+    worker_command
+  fi
   if ((dry_run)); then
     echo "MASTER_ADDR=$MASTER_ADDR MASTER_PORT=$MASTER_PORT OMP_NUM_THREADS=$OMP_NUM_THREADS"
     printf '%q ' "${step[@]}"

@@ -6,7 +6,7 @@ Never here: the trainer or a model: folders, files, signals and the state of a l
 from .early_stop import SIGNALS, STOPPED_EARLY, EarlyStop, StoppedEarly, StopSignals
 from .folders import check, holds_checkpoints, newest_good, rotate, written_aside
 from .in_place import is_peoples_own, put_in_place, write_whole
-from .lock import only_run_in
+from .lock import is_run_in, only_run_in
 from .loss_state import load_loss, save_loss
 from .universal import is_of_other_ranks, load_universal
 
@@ -20,6 +20,7 @@ __all__ = [
     "holds_checkpoints",
     "is_of_other_ranks",
     "is_peoples_own",
+    "is_run_in",
     "load_loss",
     "load_universal",
     "newest_good",

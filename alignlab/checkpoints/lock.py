@@ -35,6 +35,18 @@ def only_run_in(folder: Path) -> Iterator[None]:
             _lock(folder).release()
 
 
+def is_run_in(folder: Path) -> bool:
+    """Returns whether a run lives in a folder now, of this process or of another."""
+    if not (folder / LOCK).is_file():
+        return False
+    probe = FileLock(folder / LOCK)
+    try:
+        with probe.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _lock(folder: Path) -> FileLock:
     """Returns this process's one lock of a folder, which counts how often it is held."""
     return _locks.setdefault(folder.resolve(), FileLock(folder / LOCK))

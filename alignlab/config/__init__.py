@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .options import DataConfig, Dtype, ModelOptions, holds_adapter
 from .parser import (
     Key,
+    Schema,
     Values,
     block_of,
     parse_yaml,
@@ -45,6 +46,7 @@ __all__ = [
     "PreferenceConfig",
     "Recipe",
     "RunConfig",
+    "Schema",
     "Values",
     "block_of",
     "check_places",

@@ -18,6 +18,7 @@ from .drawing import MAX_POINTS, Chart, png, printable, svg, thinned
 from .records import RunRecord, read_run, read_runs
 from .sicknesses import diagnose
 from .tables import config_differences, data_tables, flat, format_value, key_figures, over_seeds, runs_table
+from .trials import importance_table, trials_chart, trials_table
 
 PAGE, PLOTS = "report.html", "plots"
 
@@ -37,16 +38,23 @@ def write_report(folder: str | Path, output: str | Path | None = None, plots: bo
     return page
 
 
-def compare_runs(folders: Iterable[str | Path], output: str | Path, plots: bool = False) -> Path:
+def compare_runs(
+    folders: Iterable[str | Path], output: str | Path, plots: bool = False, trials: Mapping[str, Any] | None = None
+) -> Path:
     """Writes one page with several runs side by side, and perhaps its charts as ``plots/*.png`` next to it.
+
+    Args:
+        trials: those of the search that the runs are of, as its ``trials.json`` has them.
 
     Raises:
         FileNotFoundError, ValueError: one of the folders is not that of a run.
     """
     runs = read_runs(folders, COMPARED)
     charts = comparison_charts(runs)
+    if trials is not None and (chart := trials_chart(trials)):
+        charts.insert(0, chart)
     page = Path(output)
-    _write(page, comparison_page(runs, charts))
+    _write(page, comparison_page(runs, charts, trials))
     if plots:
         _write_plots(page.parent / PLOTS, charts)
     return page
@@ -75,7 +83,7 @@ def run_page(run: RunRecord, charts: Sequence[Chart]) -> str:
     )
 
 
-def comparison_page(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> str:
+def comparison_page(runs: Sequence[RunRecord], charts: Sequence[Chart], trials: Mapping[str, Any] | None = None) -> str:
     """Returns the page of several runs as HTML."""
     head, rows = runs_table(runs)
     differences_head, differences = config_differences(runs)
@@ -98,6 +106,9 @@ def comparison_page(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> str:
         charts=charts,
         health=health,
         not_judged=list(not_judged.items()),
+        trials=trials,
+        trials_table=trials_table(trials) if trials else None,
+        importance=importance_table(trials) if trials else [],
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -57,16 +57,28 @@ def train_command(sweep: Sweep, run: SweepRun) -> list[str]:
 
 
 def _own_process(run: SweepRun, sweep: Sweep) -> int:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "train.log").open("ab") as log:
-        child = subprocess.Popen(train_command(sweep, run), stdout=log, stderr=subprocess.STDOUT)
+    return run_process(train_command(sweep, run), run.folder / "train.log")
+
+
+def run_process(command: Sequence[str], log: Path) -> int:
+    """Runs a command with its output behind that in a log, and hands signals on; returns the exit status.
+
+    One that was told to stop and did not end well was stopped early, whatever its launcher makes of that.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    with log.open("ab") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
         def forward(number: int, frame: FrameType | None) -> None:
+            nonlocal told
+            told = True
             child.send_signal(number)
 
         before = {one: signal.signal(one, forward) for one in SIGNALS}
         try:
-            return child.wait()
+            status = child.wait()
+            return STOPPED_EARLY if told and status != 0 else status
         except BaseException:  # a keyboard interrupt, say: nothing is left running behind
             child.terminate()
             child.wait()
@@ -128,31 +140,40 @@ def write_array(sweep: Sweep, template: str | Path, options: Sequence[str] = ())
         FileNotFoundError: no such template.
         ValueError: it has no ``#SBATCH`` lines, or nothing is missing.
     """
+    missing = [index for index, run in enumerate(sweep.runs) if not run.is_done]
+    if not missing:
+        raise ValueError(
+            f"{sweep.file}: all {len(sweep.runs)} runs are done; alignlab report {sweep.folder} shows them"
+        )
+    configs = "\n".join(f"  {shlex.quote(str(sweep.config_file(run).resolve()))}" for run in sweep.runs)
+    script = write_job(sweep.folder / "array.sbatch", _ARRAY, template, {"file": sweep.file, "configs": configs})
+    sweep.write_configs()
+    return script, ["sbatch", f"--array={_ranges(missing)}", *options, str(script)]
+
+
+def write_job(script: Path, text: str, template: str | Path, words: Mapping[str, object]) -> Path:
+    """Writes a job script with the ``#SBATCH`` lines of a template, and what ``text`` has of words; returns it.
+
+    Raises:
+        FileNotFoundError: no such template.
+        ValueError: it has no ``#SBATCH`` lines.
+    """
     template = Path(template)
     if not template.is_file():
         raise FileNotFoundError(f"--slurm: no template {template}; launch/ of the checkout has some")
     lines = [line for line in template.read_text(encoding="utf-8").splitlines() if line.startswith("#SBATCH")]
     if not lines:
         raise ValueError(f"--slurm: {template} has no #SBATCH lines; is it a job script?")
-    missing = [index for index, run in enumerate(sweep.runs) if not run.is_done]
-    if not missing:
-        raise ValueError(
-            f"{sweep.file}: all {len(sweep.runs)} runs are done; alignlab report {sweep.folder} shows them"
-        )
-    sweep.write_configs()
-    script = sweep.folder / "array.sbatch"
-    script.write_text(
-        _ARRAY.format(
-            file=sweep.file,
-            template=shlex.quote(str(template.resolve())),
-            options="\n".join(line for line in lines if "--array" not in line),
-            configs="\n".join(f"  {shlex.quote(str(sweep.config_file(run).resolve()))}" for run in sweep.runs),
-            folder=shlex.quote(str(sweep.folder.resolve())),
-            checkout=template.resolve().parent.parent,
-        ),
-        encoding="utf-8",
+    script.parent.mkdir(parents=True, exist_ok=True)
+    filled = text.format(
+        template=shlex.quote(str(template.resolve())),
+        options="\n".join(line for line in lines if "--array" not in line),
+        folder=shlex.quote(str(script.parent.resolve())),
+        checkout=template.resolve().parent.parent,
+        **words,
     )
-    return script, ["sbatch", f"--array={_ranges(missing)}", *options, str(script)]
+    script.write_text(filled, encoding="utf-8")
+    return script
 
 
 def submit(command: Sequence[str], say: Say = print) -> int:

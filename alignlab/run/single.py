@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from transformers import TrainerCallback
 
 from alignlab import losses, models
 from alignlab.checkpoints import StoppedEarly, StopSignals, only_run_in
@@ -23,13 +25,16 @@ from .trackers import tracking
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Trains as the config says, evaluates, and saves the model into the run folder, which it returns.
 
     The run folder also gets ``config.yaml`` (resolved), ``environment.json`` (versions, commit), ``data.json`` (what
     reading the data found, fingerprints), ``trainer_state.json`` (every logged metric), ``metrics.json``, and
     unless ``report: false`` is said, ``report.html`` with ``plots/*.png`` and ``samples.json``. A folder that holds
     this very run, finished, is returned as it is.
+
+    Args:
+        callbacks: further ones of the trainer; what they raise ends the run.
 
     Raises:
         StoppedEarly: a signal or max_wall_time ended the run before its last step; its checkpoint is saved.
@@ -45,13 +50,15 @@ def train(config: RunConfig) -> Path:
             if args.report and not (folder / PAGE).is_file():
                 write_page(folder)
             return folder
-        return _train(config, args, digests, signals)
+        _shard_as_in_training(args)
+        trainer = _trainer(config, args)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        return _train(config, trainer, digests, signals)
 
 
-def _train(config: RunConfig, args: PreferenceConfig, digests: Mapping[str, str], signals: StopSignals) -> Path:
-    _shard_as_in_training(args)
-    trainer = _trainer(config, args)
-    folder = Path(args.output_dir)
+def _train(config: RunConfig, trainer: PreferenceTrainer, digests: Mapping[str, str], signals: StopSignals) -> Path:
+    folder = Path(trainer.args.output_dir)
     trainer.add_callback(Records(folder, config, trainer, digests))
     trainer.early_stop.signals = signals
     with tracking(config, trainer):

@@ -28,7 +28,7 @@ from alignlab.config import (
 KEYS = ("config", "output_dir", "set", "runs", "grid", "launcher")
 _LONGEST_NAME = 120
 # What may differ between a run as it was and as the sweep says: how far it is, where it is, what is said of it.
-_NOT_THE_RUN = (
+NOT_THE_RUN = (
     *("output_dir", "resume_from_checkpoint", "run_name", "logging_dir"),
     *("report", "report_samples", "disable_tqdm", "progress", "progress_seconds", "score_cache_dir"),
     *("data_cache_dir", "data_workers"),
@@ -116,9 +116,9 @@ def load_sweep(path: str | Path) -> Sweep:
         for combination in itertools.product(*values.grid.values()):
             chosen = dict(zip(values.grid, combination, strict=True))
             where = f"{path}: runs[{index}]" + (f" with {_words(chosen)}" if chosen else "")
-            own = _flat(listed) | chosen
-            run_name = "-".join(filter(None, [name or _slug(_flat(listed)), _slug(chosen)])) or "run"
-            runs.append(_run(where, base, [values.set, listed, chosen], own, folder, run_name))
+            own = flat(listed) | chosen
+            run_name = "-".join(filter(None, [name or _slug(flat(listed)), _slug(chosen)])) or "run"
+            runs.append(make_run(where, base, [values.set, listed, chosen], own, folder, run_name))
     names = [run.name for run in runs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -129,6 +129,8 @@ def load_sweep(path: str | Path) -> Sweep:
 def _checked(path: Path) -> _File:
     values = read_yaml(path)
     for key in values:
+        if key == "search":
+            raise ValueError(f"{path}: search: this file is a search, which load_search reads")
         if key not in KEYS:
             raise ValueError(f"{path}: {unknown_key(str(key), KEYS)}")
     for key in ("config", "output_dir"):
@@ -149,7 +151,16 @@ def _checked(path: Path) -> _File:
     return _File(**values)
 
 
-def _run(where: str, base: Values, layers: list[Values], own: Values, folder: Path, name: str) -> SweepRun:
+def make_run(where: str, base: Values, layers: list[Values], own: Values, folder: Path, name: str) -> SweepRun:
+    """Returns the run that a config becomes with layers of changes, the last one the strongest.
+
+    Args:
+        where: begins the message of an error.
+        own: the changes that are the run's own.
+
+    Raises:
+        ValueError: the config is wrong, or the folder holds another run.
+    """
     values = copy.deepcopy(base)
     try:
         for layer in layers:
@@ -170,22 +181,23 @@ def _check_same(run: SweepRun, where: str) -> None:
     written = run.folder / "config.yaml"
     if not written.is_file():
         return
-    before, now = _flat(read_yaml(written)), _flat(parse_yaml(run.config.to_yaml(), where))
+    before, now = flat(read_yaml(written)), flat(parse_yaml(run.config.to_yaml(), where))
     for key in {**before, **now}:
         if key in DECIDED and now.get(key) in (AUTO, None):
             continue  # what stands there is what the machine made of it
-        if key.split(".")[0] not in _NOT_THE_RUN and before.get(key) != now.get(key):
+        if key.split(".")[0] not in NOT_THE_RUN and before.get(key) != now.get(key):
             raise ValueError(
                 f"{where}: {run.folder} holds a run with {key}: {before.get(key)!r}, and the sweep says "
                 f"{now.get(key)!r}; choose another output_dir, or move that folder away"
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Values:
+    """Returns nested mappings as dotted key -> value."""
     result: Values = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
     return result
