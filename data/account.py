@@ -82,6 +82,7 @@ class Account:
         report.prompts_repeated += unit.repeats_prompt
         report.completions_repeated += unit.repeated
         report.completions_left_out += unit.left_out
+        report.completions_tied += unit.tied
         report.control_tokens_split += unit.spelled == "split"
         report.control_tokens_kept += unit.spelled == "kept"
 
@@ -110,6 +111,11 @@ class Account:
             )
         if report.completions_left_out:
             report.note(f"{report.completions_left_out} completions of lists are not used ({self.lists_as})")
+        if report.completions_tied:
+            report.note(
+                f"{report.completions_tied} completions have scores that float32 does not tell from another's of their "
+                "list: they are tied"
+            )
         if report.control_tokens_split:
             report.note(f"{report.control_tokens_split} rows spell control tokens in their text, where they stay text")
         if report.control_tokens_kept:

@@ -35,6 +35,7 @@ class Unit:
         columns: its optional columns; named rewards are mappings still.
         pairs: of a list that is read as pairs, the places of better and worse; None for other rows.
         repeated, left_out: answers of a list that became one with another; that the run does not take.
+        tied: answers of a list with a score that float32 does not tell from another's.
         lent_group: whether its group is a public set's own, and not the user's: then other rows may lack one.
         raw: the row as it was read, kept where its rewards are named, which other rows may contradict.
         cut_prompt, cut_completions: what truncation touched.
@@ -57,6 +58,7 @@ class Unit:
     pairs: tuple[tuple[int, int], ...] | None = None
     repeated: int = 0
     left_out: int = 0
+    tied: int = 0
 
     def count(self, kind: str) -> int:
         """Returns how many pairs, labelled completions or lists it is for a loss of that kind of rows."""
@@ -122,7 +124,7 @@ class Encoder:
                 if number not in known:
                     _check_words(encoded, self.end)
                 truncate(encoded, self.options, self.tokeniser.bos)
-                merge_equal(parsed[number][0], encoded)
+                merge_equal(parsed[number][0], encoded, self.options)
             except RowError as error:
                 reasons[number] = str(error)
                 continue
@@ -195,6 +197,7 @@ def _unit(
         spelled=spelled,
         repeated=row.repeated,
         left_out=row.left_out,
+        tied=row.tied,
     )
 
 

@@ -56,7 +56,10 @@ def parse_row(raw: Mapping[str, Any], options: DataOptions, form: str | None = N
     row.template_kwargs = without_none(raw.get("chat_template_kwargs", {}))
     if not isinstance(row.template_kwargs, dict):
         raise RowError("chat_template_kwargs must be a mapping")
-    row.unread = tuple(given.keys() - KNOWN_FIELDS | (given.keys() & {"margin"} if options.kind == "lists" else set()))
+    beside = {"margin"} if options.kind == "lists" else set()
+    if "chosen" in raw:  # what stands beside a pair, or beside chosen and several rejected ones
+        beside |= {name for name in FIELDS if given.get(name) is not None}
+    row.unread = tuple(given.keys() - KNOWN_FIELDS | given.keys() & beside)
     if schema is not None:
         row.read_as = schema.title
         row.unread = tuple({*row.unread} - schema.needs - schema.reads)
@@ -80,7 +83,7 @@ def _listed(raw: Mapping[str, Any], options: DataOptions) -> Row:
         row = _row(rest, sides)
         row.scores = list(answers.scores)
         row.columns = parse_columns(columns, "list", options)
-    row.repeated, row.left_out = answers.repeated, answers.left_out
+    row.repeated, row.left_out, row.tied = answers.repeated, answers.left_out, answers.tied
     return row
 
 

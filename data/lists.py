@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -30,6 +31,7 @@ class Answers:
         ordered: whether scores only say an order: made from ranks, or from chosen and rejected.
         rewards: what each is worth by several objectives, or None.
         repeated, left_out: how many equal another and were made one with it; how many a run does not take.
+        tied: how many had a score of their own that float32 does not tell from another's.
     """
 
     names: Sequence[str]
@@ -39,6 +41,7 @@ class Answers:
     rewards: Sequence[Any] | None = None
     repeated: int = 0
     left_out: int = 0
+    tied: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -132,7 +135,10 @@ def _numbers(numbers: Any, name: str, count: int, of: str = "rejected") -> list[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _rewards(rewards: Any, name: str, count: int) -> list[Any]:
@@ -152,16 +158,49 @@ def merge(answers: Answers, same: Sequence[int]) -> Answers:
     return replace(merged, left_out=answers.left_out, repeated=answers.repeated + len(answers) - len(first))
 
 
+def in_single(answers: Answers) -> Answers:
+    """Ties answers whose scores are one number in float32, in which losses read them: each has the highest of these.
+
+    Raises:
+        RowError: a score is beyond float32, or all are one number in it.
+    """
+    single = array("f", answers.scores)
+    if not all(map(math.isfinite, single)):
+        largest = max(answers.scores, key=abs)
+        raise RowError(f"a score is {largest:g}; losses are given float32, which ends at 3.4e+38")
+    if min(single) == max(single):
+        raise RowError(
+            f"all {len(answers)} completions are equally good in float32, in which losses are given scores: found "
+            f"{min(answers.scores)!r} to {max(answers.scores)!r}; take off what they share, or write rank"
+        )
+    highest = {one: score for score, one in sorted(zip(answers.scores, single, strict=True))}
+    scores = [highest[one] for one in single]
+    changed = sum(one != score for one, score in zip(scores, answers.scores, strict=True))
+    return replace(answers, scores=scores, tied=answers.tied + changed)
+
+
 def selected(answers: Answers, prompt: Any, options: DataOptions) -> Answers:
     """Returns the answers that a run takes: those of ``lists_as`` where it is told pairs, ``max_completions`` at most.
 
     Where not all are taken, those with the lowest hash of prompt and answer are: drawn by content, the same each time.
+    Of equally good ones the first is the best or the worst of pairs, and the one with the lowest hash that of lists.
+
+    Raises:
+        RowError: a list has scores that float32 cannot hold, or tell apart.
     """
-    best, worst = (answers.scores.index(end) for end in (max(answers.scores), min(answers.scores)))
+    lists = options.kind == "lists"
+    answers = in_single(answers) if lists else answers
+    best, worst = (
+        min(
+            (place for place, score in enumerate(answers.scores) if score == end),
+            key=lambda place: (_chance(prompt, answers.values[place]) if lists else b"", place),
+        )
+        for end in (max(answers.scores), min(answers.scores))
+    )
     worse = [place for place, score in enumerate(answers.scores) if score < answers.scores[best]]
     drawn = sorted(worse, key=lambda place: _chance(prompt, answers.values[place]))
     places = list(range(len(answers)))
-    if options.kind != "lists" and options.lists_as != "all":
+    if not lists and options.lists_as != "all":
         places = {"best_worst": [best, worst], "best_random": [best, drawn[0]]}.get(options.lists_as, [best, *worse])
     most = options.max_completions
     if most is not None and len(places) > most:

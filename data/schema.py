@@ -56,6 +56,7 @@ class Row:
         label: of a labelled row; None for a pair.
         scores: of a list, how good each completion is, in their order; None for others.
         repeated, left_out: answers of a list that became one with another; that the run does not take.
+        tied: answers of a list with a score that float32 does not tell from another's.
         tools: tools for the chat template.
         template_kwargs: the row's own arguments to the chat template.
         columns: optional columns: group, weight, margin, scores, rewards.
@@ -70,6 +71,7 @@ class Row:
     scores: list[float] | None = None
     repeated: int = 0
     left_out: int = 0
+    tied: int = 0
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +136,7 @@ class DataReport:
         prompts_repeated: standard rows whose completions all open with the whole prompt.
         completions_repeated: answers of lists that equal another of their list and became one with it.
         completions_left_out: answers of lists that are not used, by ``lists_as`` and ``max_completions``.
+        completions_tied: answers of lists that float32 makes as good as another of their list.
         control_tokens_split, control_tokens_kept: rows whose text spells control tokens, which were read as text, or as
             the tokens that they spell.
         reward_names: the order of the named objectives, empty where rewards are lists.
@@ -151,6 +154,7 @@ class DataReport:
     prompts_repeated: int = 0
     completions_repeated: int = 0
     completions_left_out: int = 0
+    completions_tied: int = 0
     control_tokens_split: int = 0
     control_tokens_kept: int = 0
     reward_names: tuple[str, ...] = ()

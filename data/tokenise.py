@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .control import CUT
-from .lists import Answers, merge
+from .lists import Answers, in_single, merge
 from .options import PROMPT_CUT_SHARE, DataOptions
 from .schema import Row, RowError
 from .template import Rendering
@@ -176,7 +176,7 @@ def truncate(row: Encoded, options: DataOptions, bos: Ids) -> Encoded:
     return row
 
 
-def merge_equal(row: Row, encoded: Encoded) -> None:
+def merge_equal(row: Row, encoded: Encoded, options: DataOptions) -> None:
     """Makes answers of a list one that have equal tokens, as ``read_answers`` does those of equal text.
 
     Raises:
@@ -195,7 +195,10 @@ def merge_equal(row: Row, encoded: Encoded) -> None:
         raise RowError(f"all {len(ids)} completions have equal tokens{cut}")
     if min(answers.scores) == max(answers.scores):
         raise RowError(f"all {len(answers)} completions are equally good once those of equal tokens{cut} are one")
-    row.scores, row.repeated = list(answers.scores), row.repeated + answers.repeated
+    if options.kind == "lists":
+        answers = in_single(answers)
+    row.scores = list(answers.scores)
+    row.repeated, row.tied = row.repeated + answers.repeated, row.tied + answers.tied
     row.columns |= {name: value for name, value in answers.columns().items() if name in row.columns}
     for name in set(names) - set(answers.names):
         del encoded.completions[name]

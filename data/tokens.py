@@ -90,7 +90,7 @@ def _listed(raw: Mapping[str, Any], encoded: Encoded, options: DataOptions) -> t
     rest = {name: value for name, value in raw.items() if name not in (*LIST_FIELDS, *PAIR_FIELDS)}
     columns = rest | answers.columns(always=options.kind == "lists")
     names = list(answers.names)
-    row = Row(raw.get("prompt") or "", {}, repeated=answers.repeated, left_out=answers.left_out)
+    row = Row(raw.get("prompt") or "", {}, repeated=answers.repeated, left_out=answers.left_out, tied=answers.tied)
     if options.kind != "lists" and len(answers) == 2:
         [(better, worse)] = ordered_pairs(answers.scores, options.lists_as)
         names[better], names[worse] = "chosen", "rejected"

@@ -48,24 +48,24 @@ class LiPOLambda(Loss):
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         lists = lists_of(batch)
         s = self.beta * lists.completions.log_ratios
-        psi = self._psi(lists).to(s)
+        psi = self._psi(lists, s)
         discounts = _discounts(s.detach(), psi, lists.present)
         gains = 2**psi
         weights = (gains[:, :, None] - gains[:, None, :]).abs() * (discounts[:, :, None] - discounts[:, None, :]).abs()
         terms = -weights * log_sigmoid(s[:, :, None] - s[:, None, :])
         return LossOutput(where_mask(terms, better(lists)).sum((1, 2)), rewards=s.detach())
 
-    def _psi(self, lists: Listed) -> Tensor:
-        """Returns the labels ``[N, K]`` in [0, 1]; 0 at holes."""
+    def _psi(self, lists: Listed, like: Tensor) -> Tensor:
+        """Returns the labels ``[N, K]`` in [0, 1], in the dtype of ``like``; 0 at holes."""
         if self.labels == "ranks":
-            return better(lists).sum(-1) / lists.present.sum(-1, keepdim=True)
+            return better(lists).sum(-1).to(like) / lists.present.sum(-1, keepdim=True)
         psi = where_mask(lists.scores.detach(), lists.present)
         if not bool(torch.all((psi >= 0) & (psi <= 1))):
             raise ValueError(
                 f"lipo_lambda reads scores as labels in [0, 1], found {psi.min():g} to {psi.max():g}: scale them, or"
                 " write labels: ranks"
             )
-        return psi
+        return psi.to(like)
 
 
 def _discounts(s: Tensor, psi: Tensor, present: Tensor) -> Tensor:

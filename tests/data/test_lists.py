@@ -212,6 +212,59 @@ def test_most_completions_are_best_worst_and_others_by_content(tokenizer):
     assert prepared(rows[:1], tokenizer).report.notes == [note]
 
 
+def test_most_completions_are_the_same_in_any_order_of_the_row(tokenizer):
+    """Two answers tie as the best and two as the worst: content chooses between them, and not the file."""
+    answers = list(zip("abcdef", [5, 5, 3, 2, 1, 1], strict=True))
+    taken = set()
+    for turn in range(6):
+        texts_, scores = zip(*answers[turn:], *answers[:turn], strict=True)
+        row = {"prompt": "p", "completions": list(texts_), "scores": list(scores)}
+        found = prepared([row], tokenizer, kind="lists", max_completions=3)
+        taken.add("".join(sorted(texts(tokenizer, found.dataset["completions_ids"][0]))))
+    assert len(taken) == 1
+    assert taken.pop()[0] in "ab"
+
+
+def test_scores_that_float32_does_not_tell_apart_are_tied_and_counted(tokenizer):
+    """2^24 and 2^24 + 1 are one number there, as are 0.3 and 0.1 + 0.2; losses of pairs compare them as they are."""
+    rows = [
+        {"prompt": "p", "completions": ["a", "b", "c"], "scores": [2**24, 2**24 + 1, 2]},
+        {"prompt": "q", "completions": ["a", "b", "c"], "scores": [0.1 + 0.2, 0.3, 0.5]},
+    ]
+    found = prepared(rows, tokenizer, kind="lists")
+    assert found.dataset["scores"][:] == [[2.0**24 + 1, 2.0**24 + 1, 2.0], [0.1 + 0.2, 0.1 + 0.2, 0.5]]
+    assert found.report.completions_tied == 2
+    note = "2 completions have scores that float32 does not tell from another's of their list: they are tied"
+    assert found.report.notes == [note]
+    as_pairs = prepared(rows[:1], tokenizer)
+    assert pairs(as_pairs, tokenizer) == [("b", "c")]
+    assert as_pairs.report.completions_tied == 0
+
+
+def test_means_of_equal_answers_are_tied_as_float32_ties_them(tokenizer):
+    """The mean of 1 and 3 and a score just above 2: once "ab" and "ac" are cut to one token nothing is better."""
+    row = {"prompt": "p", "completions": ["ab", "ac", "b"], "scores": [1, 3, 2 + 1e-9]}
+    with pytest.raises(ValueError, match="all 2 completions are equally good in float32"):
+        prepared([row], tokenizer, kind="lists", max_length=2)
+    row = {"prompt": "p", "completions": ["ab", "ac", "b", "c"], "scores": [1, 3, 2 + 1e-9, 0]}
+    found = prepared([row], tokenizer, kind="lists", max_length=2)
+    assert found.dataset["scores"][:] == [[2 + 1e-9, 2 + 1e-9, 0.0]]
+    assert (found.report.completions_repeated, found.report.completions_tied) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("completions", "completions, scores"), ("rank", "rank"), ("ranks", "ranks")],
+)
+@pytest.mark.parametrize("rejected", ["f", ["f", "g"]])
+@pytest.mark.parametrize("kind", ["lists", "pairs"])
+def test_a_list_beside_chosen_is_said_not_to_be_read(kind, rejected, field, said, tokenizer):
+    row = {"prompt": "p", "chosen": "e", "rejected": rejected, field: ["a", "b"]}
+    row |= {"scores": [1, 2]} if field == "completions" else {}
+    found = prepared([row, {"prompt": "q", "chosen": "e", "rejected": "f", field: None}], tokenizer, kind=kind)
+    assert f"fields that nothing reads: {said}" in found.report.notes
+
+
 # ---- what is wrong -----------------------------------------------------------------------------------------------
 
 
@@ -225,6 +278,8 @@ def test_most_completions_are_best_worst_and_others_by_content(tokenizer):
         ({"scores": None}, r"scores \(or rank\) is missing beside completions"),
         ({"scores": [1, 2, 3, float("nan")]}, "scores must be a list of finite numbers"),
         ({"scores": [1, 2, 3, True]}, "scores must be a list of finite numbers"),
+        ({"scores": [10**400, 2, 3, 4]}, "scores must be a list of finite numbers"),
+        ({"scores": None, "rank": [10**400, 2, 3, 4]}, "rank must be a list of finite numbers"),
         ({"scores": [1, 2, 3]}, "completions has 4 answers and scores 3 numbers"),
         ({"scores": [2, 2, 2, 2]}, "all 4 completions are equally good"),
         ({"completions": ["a"] * 4}, "all 4 completions are equal"),
@@ -239,6 +294,29 @@ def test_most_completions_are_best_worst_and_others_by_content(tokenizer):
 def test_lists_that_cannot_be_learned_from_say_why(kind, change, reason):
     with pytest.raises(RowError, match=reason):
         parse_row(ROW | change, DataOptions(kind=kind, lists_as="all"))
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (
+            [2**24, 2**24 + 1],
+            r"all 2 completions are equally good in float32.*found 16777216.0 to 16777217.0; take off",
+        ),
+        ([0, 1e-60], "equally good in float32"),
+        ([1e39, 2e39], "a score is 2e.39; losses are given float32, which ends at 3.4e.38"),
+        ([0, -1e39], "a score is -1e.39"),
+    ],
+)
+def test_lists_that_float32_cannot_order_are_bad_rows(scores, reason):
+    """They would have the loss 0, or NaN, and no NDCG."""
+    rows = [{"prompt": "p", "completions": ["a", "b"], "scores": scores}]
+    rows.append(
+        {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": max(scores), "score_rejected": min(scores)}
+    )
+    for row in rows:
+        with pytest.raises(RowError, match=reason):
+            parse_row(row, LISTS)
 
 
 @pytest.mark.parametrize(

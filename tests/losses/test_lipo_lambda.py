@@ -53,6 +53,20 @@ def test_equal_in_both_share_their_discount():
     assert out.loss.item() == pytest.approx(2 * weight * math.log(2), rel=1e-13)
 
 
+def test_labels_of_ranks_are_as_exact_as_the_rest():
+    """Of three completions they are thirds, which float32 has with eight digits only: 2/3, 1/3, 0."""
+    s = torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64)
+    found = losses.build("lipo_lambda", beta=1.0, labels="ranks")(lists_of_ratios(s, [[9.0, 7.0, 1.0]])).loss
+    places, psi, values = (0, 2, 1), (2 / 3, 1 / 3, 0.0), s[0].tolist()
+    expected = sum(
+        (2 ** psi[i] - 2 ** psi[j])
+        * abs(INVERSE[places[i]] - INVERSE[places[j]])
+        * math.log1p(math.exp(values[j] - values[i]))
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    )
+    assert found.item() == pytest.approx(expected, rel=1e-14)
+
+
 def test_labels_of_ranks():
     """Scores 9, 7, 7, 1 are beaten by none, one, one, three: labels 3/4, 1/4, 1/4, 0."""
     s = torch.tensor([[0.3, -0.2, 0.1, 0.0]], dtype=torch.float64)
