@@ -48,7 +48,7 @@ gpu: $(TOOLS)
 
 # What papers claim of the losses, at a size that anyone can rerun: nine programs, some 50 minutes of processor time; REPRO=--quick: a few.
 repro: $(TOOLS)
-	for program in bandit noise frontier pareto same groups rankings hybrid reward; do \
+	for program in bandit noise frontier pareto same groups rankings hybrid reward overoptimised; do \
 	  $(BIN)/python benchmarks/repro/$$program.py $(REPRO) || exit 1; done
 
 # The pages as a site, in build/site: open its index.html.

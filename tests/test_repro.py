@@ -196,7 +196,7 @@ def test_rankings_read_whole_answers() -> None:
         assert values.tolist() == pytest.approx(row["scores"])
 
 
-@pytest.mark.parametrize("name", ["results", "frontier", "pareto", "rankings"])
+@pytest.mark.parametrize("name", ["results", "frontier", "pareto", "rankings", "overoptimised"])
 def test_examples_in_docstrings(name: str) -> None:
     outcome = doctest.testmod(program(name))
     assert outcome.attempted > 0
@@ -325,3 +325,53 @@ def test_reward_and_hybrid_programs(output: Path) -> None:
     assert [row["weight"] for row in hybrid] == [0.0, 0.01]
     assert len(read(output / "repro_reward_claims.csv")) == 4
     assert len(read(output / "repro_hybrid_claims.csv")) == 5
+
+
+# ---- a reward model that cannot see repeats ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["next", "anywhere"])
+def test_figures_of_a_policy_are_those_of_all_its_answers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of three words, all 13,824 of them: p(y) exp(0.7 score(y)) / Z is the policy of strength 0.7."""
+    module, overoptimised = program("world"), program("overoptimised")
+    monkeypatch.setattr(module, "LENGTH", 3)
+    made = module.World(1)
+    learned, worth, state = made.worth[1], made.worth[0], made.before(["north w0 w0 w5"])
+    found = overoptimised.figures(made, made.tilted(0.7, learned), learned, state, kind)
+    a, b, c = torch.cartesian_prod(*[torch.arange(24)] * 3).T
+    chain = made.transitions[5, a] * made.transitions[a, b] * made.transitions[b, c]
+    score = learned[a] + learned[b] + learned[c]
+    policy = chain * torch.exp(0.7 * score)
+    policy = policy / policy.sum()
+    again = (a == b).double() + (b == c).double()
+    if kind == "anywhere":
+        again = (a == b).double() + ((c == a) | (c == b)).double()
+    expected = {"kl": (policy / chain).log(), "score": score, "repeats": again}
+    expected["gold"] = worth[a] + worth[b] + worth[c] - 2 * again
+    assert found == pytest.approx({name: float(policy @ values) for name, values in expected.items()}, abs=1e-12)
+
+
+def test_pairs_of_the_gold_reward_are_labelled_by_it() -> None:
+    """Of 1,000 pairs the share whose chosen answer is better is the mean of sigmoid(|gap|), within two errors."""
+    overoptimised, made = program("overoptimised"), program("world").World(0)
+    texts = [
+        [row[name][0]["content"] for name in ("chosen", "rejected")]
+        for row in overoptimised.labelled(made, 1000, "next")
+    ]
+    gold = torch.tensor(
+        [[made.rewards(text)[0] - 2 * overoptimised.repeats(text, "next") for text in both] for both in texts]
+    )
+    gaps = gold[:, 0] - gold[:, 1]
+    likely = torch.sigmoid(gaps[gaps != 0].abs())
+    error = float((likely * (1 - likely)).mean() / len(likely)) ** 0.5
+    assert abs(float((gaps[gaps != 0] > 0).float().mean() - likely.mean())) < 2 * error
+
+
+def test_overoptimised_program(output: Path) -> None:
+    """Two kinds of repeats, three sizes, five strengths each; both figures and claims are written."""
+    rows = quick("overoptimised", output)
+    assert len(rows) == 2 * 3 * 5
+    for row in rows[4::5]:
+        assert row["gold"] < max(one["gold"] for one in rows if one["kind"] == row["kind"])
+    assert len(read(output / "repro_overoptimised_claims.csv")) == 2 * (3 * 7 + 2)
+    assert (output / "repro_overoptimised.png").stat().st_size > 10_000

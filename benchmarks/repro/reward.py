@@ -20,35 +20,20 @@ import numpy as np
 import results
 import tiny
 import torch
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
-from world import WORDS, Row, World
+from words import counts, fitted
+from world import Row, World
 
 from alignlab.evaluation.rewards import reward_figures, reward_pairs
 
 SIZES = (256, 1024)
-EPOCHS, RATE, DECAY, PENALTY = 3, 2e-3, 1.0, 1.0
+EPOCHS, RATE, DECAY = 3, 2e-3, 1.0
 TESTS = 4096
 
 
-def counts(rows: Sequence[Row], name: str) -> Tensor:
-    """Returns how often each word stands in an answer, ``[N, 24]`` float64."""
-    table = torch.zeros(len(rows), len(WORDS), dtype=torch.float64)
-    for index, row in enumerate(rows):
-        for word in row[name][0]["content"].split():
-            table[index, WORDS.index(word)] += 1
-    return table
-
-
 def logistic(rows: Sequence[Row], tests: Sequence[Row]) -> Row:
-    """Returns the figures of the logistic fit with an L2 penalty of half the squared weights, by Newton's method."""
-    difference = counts(rows, "chosen") - counts(rows, "rejected")
-    weight = torch.zeros(len(WORDS), dtype=torch.float64)
-    for _ in range(50):
-        wrong = torch.sigmoid(-difference @ weight)
-        slope = PENALTY * weight - difference.T @ wrong
-        curve = (difference.T * (wrong * (1 - wrong))) @ difference + PENALTY * torch.eye(len(WORDS)).double()
-        weight = weight - torch.linalg.solve(curve, slope)
+    """Returns the figures of the logistic fit."""
+    weight = fitted(rows)
     margins = (counts(tests, "chosen") - counts(tests, "rejected")) @ weight
     return _figures(margins.numpy())
 

@@ -57,16 +57,16 @@ class World:
         topics = rng.choices(TOPICS, shares, k=count)
         return [f"{topic} {self._walk(rng, rng.randrange(VOCABULARY), CONTEXT)}" for topic in topics]
 
-    def demonstrations(self, count: int) -> list[Row]:
+    def demonstrations(self, count: int, stream: str = "demonstrations") -> list[Row]:
         """Returns rows of the chain itself, for a supervised start."""
-        rng = random.Random(f"demonstrations {self.seed}")
+        rng = random.Random(f"{stream} {self.seed}")
         return [
             {
                 "prompt": _turn("user", prompt),
                 "completion": _turn("assistant", self._answer(rng, prompt)),
                 "label": True,
             }
-            for prompt in self.prompts(count, "demonstrations")
+            for prompt in self.prompts(count, stream)
         ]
 
     def pairs(
@@ -139,22 +139,34 @@ class World:
 
     # ---- what is best --------------------------------------------------------------------------------------------
 
-    def best(self, strength: float, weights: tuple[float, ...], prompts: list[str]) -> tuple[list[float], float, float]:
-        """Returns rewards by objective, KL to the chain and entropy (nats) of the answers that trade both off best.
+    def tilted(self, strength: float, worth: Tensor) -> list[Tensor]:
+        """Returns the policy that maximises ``strength * reward - KL`` for worths of words ``[24]``, exactly.
 
-        The answers maximise ``strength * (weights . rewards) - KL`` at these prompts; there is no better reward at the
-        same KL. Backward: ``V_t(s) = log sum_s' P(s'|s) exp(strength w(s') + V_{t+1}(s'))``.
+        A list of probabilities ``[24, 24]`` float64, one for each place of an answer: of its word given the one before.
+        Backward: ``V_t(s) = log sum_s' P(s'|s) exp(strength w(s') + V_{t+1}(s'))``.
         """
-        worth = torch.tensor(weights, dtype=torch.float64) @ self.worth[: len(weights)]
         value, policies = torch.zeros(VOCABULARY, dtype=torch.float64), []
         for _ in range(LENGTH):
             logits = self.transitions.log() + strength * worth + value
             policies.append(torch.softmax(logits, -1))
             value = torch.logsumexp(logits, -1)
+        return policies[::-1]
+
+    def before(self, prompts: list[str]) -> Tensor:
+        """Returns the share of each word among the last ones of the prompts, ``[24]`` float64."""
         last = torch.tensor([WORDS.index(prompt.split()[-1]) for prompt in prompts])
-        state = torch.bincount(last, minlength=VOCABULARY).double() / len(prompts)
+        return torch.bincount(last, minlength=VOCABULARY).double() / len(prompts)
+
+    def best(self, strength: float, weights: tuple[float, ...], prompts: list[str]) -> tuple[list[float], float, float]:
+        """Returns rewards by objective, KL to the chain and entropy (nats) of the answers that trade both off best.
+
+        The answers maximise ``strength * (weights . rewards) - KL`` at these prompts; there is no better reward at the
+        same KL.
+        """
+        policies = self.tilted(strength, torch.tensor(weights, dtype=torch.float64) @ self.worth[: len(weights)])
+        state = self.before(prompts)
         rewards, kl, entropy = torch.zeros(3, dtype=torch.float64), 0.0, 0.0
-        for policy in reversed(policies):
+        for policy in policies:
             kl += float(state @ (policy * (policy.log() - self.transitions.log())).sum(-1))
             entropy -= float(state @ (policy * policy.clamp(min=1e-300).log()).sum(-1))
             state = state @ policy
