@@ -66,7 +66,7 @@ def test_starts_at_log_two_and_learns(tmp_path: Path) -> None:
     assert sum(found[-5:]) / 5 < 0.6
 
 
-@pytest.mark.parametrize("name", zoo_ranks.NAMES)
+@pytest.mark.parametrize("name", losses.names())
 def test_every_loss_trains_and_evaluates(tmp_path: Path, tokenizer: Any, name: str) -> None:
     """Ten steps of each loss of the zoo in bf16 are finite, and so is an evaluation on its own rows."""
     zoo_ranks.save_scorer(tmp_path)

@@ -49,7 +49,7 @@ def chunked() -> Iterator[None]:
 def flat() -> Iterator[None]:
     """Within it rows are laid out flat, which by itself only a CPU is given."""
 
-    def choose(policy: Any, frozen: Any, *_: Any) -> str:
+    def choose(policy: Any, frozen: Any, *_: Any, **__: Any) -> str:
         for model in (policy, *(one.model.loaded() for one in frozen.values() if not one.cached)):
             getattr(model, "get_base_model", lambda model=model: model)().set_attn_implementation(FLAT)
         return "flat"
