@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 Prompt = str | list[dict[str, Any]]
+Token = Annotated[int, Field(ge=0)]
+Score = Annotated[float, Field(allow_inf_nan=False)]
+_CLOSED = ConfigDict(extra="forbid")  # what nobody reads would be gone after the next judge
 
 
 @dataclass(slots=True)
@@ -29,12 +32,13 @@ class Answer:
     """
 
     text: str
-    ids: list[int] | None = None
+    ids: list[Token] | None = None
     finished: bool | None = None
     logp: float | None = None
     seed: int | None = None
-    scores: dict[str, float | None] = field(default_factory=dict)
+    scores: dict[str, Score | None] = field(default_factory=dict)
     passed: list[bool | None] | None = None
+    __pydantic_config__ = _CLOSED
 
 
 @dataclass(slots=True)
@@ -55,16 +59,17 @@ class AnswerRow:
 
     prompt_id: str
     prompt: Prompt
-    prompt_ids: list[int]
+    prompt_ids: list[Token]
     model: str
     engine: str
     round: int
     answers: list[Answer]
     human: str | None = None
-    human_ids: list[int] | None = None
+    human_ids: list[Token] | None = None
     group: str | None = None
     judges: dict[str, dict[str, str]] = field(default_factory=dict)
     tests: list[Answer] = field(default_factory=list)
+    __pydantic_config__ = _CLOSED
 
 
 _ROW = TypeAdapter(AnswerRow)

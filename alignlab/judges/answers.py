@@ -113,6 +113,11 @@ def _wanted(rows: Sequence[AnswerRow], judges: Mapping[str, Judge], again: bool)
 def _check_same(rows: Sequence[AnswerRow], identities: Mapping[str, dict[str, str]], path: Path) -> None:
     for row in rows:
         for name, identity in identities.items():
+            if name not in row.judges and any(name in one.scores for one in row.answers):
+                raise ValueError(
+                    f"{path}: prompt {row.prompt_id} has scores called {name!r}, and nothing says whose they are; "
+                    "choose another name"
+                )
             found = row.judges.get(name, identity)
             if found != identity:
                 raise ValueError(

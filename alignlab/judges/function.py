@@ -11,6 +11,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .judge import Comparison, Judge, Prompt, Verdict, both_orders, by_rewards
 
 
@@ -50,20 +52,22 @@ class FunctionJudge(Judge):
         A verifier may return True and False, which are 1 and 0. Where it raises, or returns None or no finite number,
         the answer is unjudged; ``failures`` counts these, and keeps the first reason.
         """
-        return super().scores(prompt, answers) if self.compares else [self._score(prompt, one) for one in answers]
+        if self.compares:
+            return _Forgiving(self).scores(prompt, answers)
+        return [self._score(prompt, one) for one in answers]
 
     def _score(self, prompt: Prompt, answer: str) -> float | None:
         try:
             value = self.function(prompt, answer)
         except Exception as error:
-            self._failed(f"{type(error).__name__}: {error}")
+            self.failed(f"{type(error).__name__}: {error}")
             return None
-        if not isinstance(value, Real) or not math.isfinite(value):
-            self._failed(f"it returned {value!r}")
+        if not isinstance(value, (Real, np.bool_)) or not math.isfinite(value):
+            self.failed(f"it returned {value!r}")
             return None
         return float(value)
 
-    def _failed(self, reason: str) -> None:
+    def failed(self, reason: str) -> None:
         self.failures += 1
         self.reason = self.reason or reason
 
@@ -96,6 +100,25 @@ class FunctionJudge(Judge):
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"judge: {self.description} returned {value!r}; expected a finite number")
         return float(value)
+
+
+class _Forgiving(Judge):
+    """A comparing function whose failures leave comparisons unjudged, and are counted."""
+
+    def __init__(self, inner: FunctionJudge) -> None:
+        self.inner = inner
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        """Returns the function's verdicts; none where it raises or returns no number from 0 to 1."""
+        return [self._judge(one) for one in comparisons]
+
+    def _judge(self, one: Comparison) -> Verdict:
+        try:
+            [verdict] = self.inner([one])
+        except Exception as error:
+            self.inner.failed(f"{type(error).__name__}: {error}")
+            return Verdict(None, note=str(error))
+        return verdict
 
 
 def function_of(file: Path, name: str) -> Callable[..., float]:

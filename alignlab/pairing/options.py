@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from alignlab.config import readable_type
 
 from .rules import RULES
 
@@ -44,6 +49,9 @@ class PairOptions:
     least: float | None = None
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in hints.keys() - {"unfinished"}:  # whose own message says more
+            _check(name, getattr(self, name), hints[name])
         if self.rule not in RULES:
             near = get_close_matches(self.rule, RULES, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -58,3 +66,13 @@ class PairOptions:
             raise ValueError(f"beta: expected more than 0, found {self.beta}")
         if self.per_prompt is not None and self.per_prompt < 1:
             raise ValueError(f"per_prompt: expected at least 1, found {self.per_prompt}")
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raises a ValueError for a value of another type, or one that is not finite, which no bound would hold."""
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{name}: expected {readable_type(hint)}, found {value!r}") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, found {value}")

@@ -30,14 +30,41 @@ def pairs(answers: Iterable[AnswerRow], options: PairOptions, account: Account |
         ValueError: the judge that is to decide is not in the file, or several are and none is named.
     """
     account = account if account is not None else Account()
+    deciding = _Deciding()
     for row in answers:
         fates = ["" for _ in row.answers]
-        made = list(PromptPairs(row, options, fates, account.dropped).rows())
+        one = PromptPairs(row, options, fates, account.dropped)
+        deciding.check(row, one.judge)
+        made = list(one.rows())
         account.prompts += 1
         account.answers += len(row.answers)
         account.pairs += len(made)
         account.fates.update(fates)
         yield from made
+
+
+class _Deciding:
+    """The judge whose scores decide, held to be one in the whole file: scales and margins of two do not compare."""
+
+    def __init__(self) -> None:
+        self.name, self.by = "", dict[str, str]()
+
+    def check(self, row: AnswerRow, name: str) -> None:
+        """Raises a ValueError where the scores of a row are another judge's than those before."""
+        by = row.judges.get(name, {})
+        if not name:
+            return
+        if self.name and name != self.name:
+            raise ValueError(
+                f"score: prompt {row.prompt_id} was scored by {name!r}, and those before by {self.name!r}; name the "
+                "one that decides with --score"
+            )
+        if self.by and by and by != self.by:
+            raise ValueError(
+                f"score: the scores called {name!r} are of two judges: of {by['by']} for prompt {row.prompt_id}, and "
+                f"of {self.by['by']} before; judge all of them by one"
+            )
+        self.name, self.by = name, by or self.by
 
 
 def pair(answers: Path, output: Path, options: PairOptions, manifest: Path | None = None) -> Account:

@@ -219,7 +219,9 @@ class PromptPairs:
 
 
 def _judge(row: AnswerRow, options: PairOptions) -> str:
-    """Returns the name of the judge whose scores decide."""
+    """Returns the name of the judge whose scores decide; empty where there is no answer to be scored."""
+    if not row.answers:
+        return ""
     names = list(dict.fromkeys(name for one in row.answers for name in one.scores))
     if options.score is not None:
         if options.score not in names:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,8 @@ from alignlab.config import (
 )
 from alignlab.pairing import PairOptions
 from alignlab.sampling import SampleOptions, check_engine
+
+STOPPING = "stopping"  # what the scores of the judge that stops are called
 
 
 class _Block(BaseModel):
@@ -173,10 +177,14 @@ def _check(found: RoundsConfig) -> None:
         check_engine(found.sample.engine)
     except ValueError as error:
         raise ValueError(f"sample.{error}") from error
+    known = [one.name for one in fields(PairOptions)]
+    for key in found.pair:
+        if key not in known:
+            raise unknown_key(f"pair.{key}", known)
     try:
         options = found.pair_options()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"pair.{str(error).split('argument ')[-1]}") from error
+    except ValueError as error:
+        raise ValueError(f"pair.{error}") from error
     if options.rule not in ("human_own", "minimax") and not found.judge:
         raise ValueError(f"judge: pair.rule {options.rule} needs scores: name a judge, such as {{rm: path/to/rm}}")
     if options.score is not None and options.score not in found.judge:
@@ -193,6 +201,12 @@ def _check(found: RoundsConfig) -> None:
         _check_stop(found, found.stop)
     config = found.run_config({"model.name_or_path": found.start, "data.train": "pairs.jsonl", "output_dir": "unused"})
     needs = losses.build(config.loss).needs
+    if needs.values:
+        raise ValueError("loss: it trains a reward model, and the loop draws answers from what it trains")
+    if config.training.get("ref_model_name_or_path") is not None:
+        raise ValueError(
+            f"ref_model_name_or_path: {found.config} sets it, and the loop sets it itself, by `reference`; take it out"
+        )
     if isinstance(found.reference, Ema) and (config.peft is not None or not needs.ref_logps):
         why = "its weights would be averaged, and adapters' are not" if needs.ref_logps else "the loss reads none"
         raise ValueError(f"reference: {{ema}} cannot work here: {why}; allowed: initial, previous")
@@ -201,8 +215,21 @@ def _check(found: RoundsConfig) -> None:
 def _check_stop(found: RoundsConfig, stop: Stop) -> None:
     if stop.patience is None and stop.max_kl is None:
         raise ValueError("stop: by what? give stop.patience or stop.max_kl")
-    ranking = next(iter(found.judge.values()), None)
-    if stop.judge == ranking:
+    if STOPPING in found.judge:
+        raise ValueError(f"judge.{STOPPING}: that is what the judge that stops is called; choose another name")
+    ranking = found.judge.get(found.pair_options().score or "")
+    if ranking is not None and _same_judge(stop.judge, ranking):
         raise ValueError("stop.judge: it is the judge that ranks, whose mistakes it would share; give another one")
     if stop.prompts == found.prompts.path:
         raise ValueError("stop.prompts: they are trained on; give prompts that are not")
+
+
+def _same_judge(one: str | dict[str, Any], other: str | dict[str, Any]) -> bool:
+    """True where two specs name one judge, however its path is written and whatever options it is given.
+
+    Of an address the options tell: they name the model.
+    """
+    names = [spec if isinstance(spec, str) else str(spec.get("name", "")) for spec in (one, other)]
+    if any(name.startswith(("http://", "https://")) for name in names):
+        return one == other
+    return os.path.realpath(names[0]) == os.path.realpath(names[1])

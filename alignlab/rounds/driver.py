@@ -85,6 +85,8 @@ class Rounds:
         if name not in known:
             raise ValueError(f"--stage: expected one of {', '.join(known)}; found {name!r}")
         stage = known[name]
+        if not stage.is_done():
+            self._check_prompts()
         for before in range(1, stage.round):
             if reason := stopped(self.loop, before):
                 logger.info("round %d is not run: %s", stage.round, reason)
@@ -107,19 +109,26 @@ class Rounds:
             raise ValueError(f"stage {stage} failed with status {status}; what it said stands above")
 
     def _check_prompts(self) -> None:
-        """Refuses a loop whose held-out prompts are trained on, whatever file they stand in."""
+        """Refuses a loop that trains on its held-out prompts, in whatever file, or whose prompts run out."""
         loop = self.loop
-        if loop.stop is None or all(stage.is_done() for stage in stages(loop, 0)):
-            return
         tokenizer = load_tokenizer(ModelOptions(loop.start))
-        held, asked = (
-            {one.id for one in read_prompts(path, tokenizer).prompts} for path in (loop.stop.prompts, loop.prompts.path)
-        )
-        if both := held & asked:
+        known = {one.id for one in read_prompts(loop.prompts.path, tokenizer).prompts}
+        wanted = loop.rounds * (loop.prompts.per_round or 0)
+        if loop.rounds > 1 and wanted > len(known) and not loop.prompts.repeat:
             raise ValueError(
-                f"stop.prompts: {len(both)} of {len(held)} prompts stand in {loop.prompts.path} too, and would be "
-                "trained on; take them out of either"
+                f"prompts.per_round: {loop.rounds} rounds of {loop.prompts.per_round} are {wanted} prompts, and "
+                f"{loop.prompts.path} has {len(known)}; take fewer, or begin again (prompts.repeat: true)"
             )
+        if loop.stop is None:
+            return
+        held = {one.id for one in read_prompts(loop.stop.prompts, tokenizer).prompts}
+        for path in (loop.prompts.path, *(part.path for part in loop.data.mix)):
+            trained = known if path == loop.prompts.path else {one.id for one in read_prompts(path, tokenizer).prompts}
+            if both := held & trained:
+                raise ValueError(
+                    f"stop.prompts: {len(both)} of {len(held)} prompts stand in {path} too, and would be "
+                    "trained on; take them out of either"
+                )
 
 
 def stage_command(loop: RoundsConfig, stage: Stage) -> list[str]:

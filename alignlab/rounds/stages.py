@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Stage:
         elif self.name == "judge":
             told["judges"] = {name: [spec, judge_content(spec)] for name, spec in loop.judge.items()}
         elif self.name == "pair":
-            told["pair"] = {**loop.pair, "unfinished": loop.sample.unfinished, "seed": loop.seed}
+            told["pair"] = asdict(loop.pair_options())  # whole: the first judge decides, and told options go first
         elif self.name == "reference":
             told["ema"] = loop.reference.ema if isinstance(loop.reference, Ema) else None
         elif self.name == "train":

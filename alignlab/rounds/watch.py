@@ -19,10 +19,8 @@ from alignlab.metrics import formulas
 from alignlab.runtime import is_main
 from alignlab.sampling import Sampled, sample
 
-from .config import RoundsConfig
+from .config import STOPPING, RoundsConfig
 from .stages import ANSWERS, Stage
-
-STOPPING = "stopping"  # what the scores of the judge that stops are called
 
 
 def watch(stage: Stage, others: Sequence[str], model: str) -> dict[str, Any]:

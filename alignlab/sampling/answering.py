@@ -145,8 +145,11 @@ def _portion(prompts: list[AskedPrompt], asked: Sampled) -> list[AskedPrompt]:
     """
     if asked.most is None:
         return prompts[asked.first :]
-    if asked.repeat and asked.most <= len(prompts):
-        return [prompts[(asked.first + n) % len(prompts)] for n in range(asked.most)]
+    if asked.most < 1:
+        raise ValueError(f"--most: expected at least 1, found {asked.most}")
+    if asked.repeat:  # each once a call, also where more are asked for than there are
+        count = min(asked.most, len(prompts))
+        return [prompts[(asked.first + n) % len(prompts)] for n in range(count)]
     found = prompts[asked.first : asked.first + asked.most]
     if asked.first and len(found) < asked.most:
         raise ValueError(

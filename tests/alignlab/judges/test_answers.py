@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from making import make_rows
 
@@ -169,3 +170,31 @@ def test_a_manifest_that_is_no_longer_true_is_not_done(answers: Path) -> None:
     made = Made(answers.with_name("answers.jsonl.made.json"), {"step": "sample"})
     assert not made.is_done()
     assert made.damages() == [f"{answers} is not what was written"]
+
+
+def test_scores_that_nobody_signed_are_no_judges(answers: Path) -> None:
+    """They would pass for the judge's own, and nothing would be judged."""
+    rows = list(read_answers(answers))
+    for row in rows:
+        for one in row.answers:
+            one.scores["rm"] = 0.5
+    write_answers(answers, rows)
+    with pytest.raises(ValueError, match="has scores called 'rm', and nothing says whose they are; choose another"):
+        judge_answers(answers, {"rm": FunctionJudge(lambda p, c: 1.0)})
+
+
+def test_a_comparison_that_fails_leaves_the_others() -> None:
+    """Of a, b, c the comparisons with b raise: b is unjudged, and a and c have the outcome of theirs."""
+
+    def compare(prompt: str, one: str, other: str) -> float:
+        if "b" in (one, other):
+            raise RuntimeError("no word on b")
+        return float(one < other)
+
+    judge = FunctionJudge(compare)
+    assert judge.scores("p", ["a", "b", "c"]) == [1.0, None, 0.0]
+    assert judge.usage() == {"failures": 2, "first_failure": "RuntimeError: no word on b"}
+
+
+def test_a_verifiers_boolean_of_numpy_is_one_of_ours() -> None:
+    assert FunctionJudge(lambda p, c: np.bool_(c == "a")).scores("p", ["a", "b"]) == [1.0, 0.0]  # type: ignore[arg-type,return-value]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.answers import Answer, AnswerRow, write_answers
+from alignlab.answers import Answer, AnswerRow, read_answers, write_answers
 from alignlab.cli import main
 from alignlab.data import DataOptions, prepare, toy
 from alignlab.pairing import RULES, Account, PairOptions, pair, pairs
@@ -297,3 +297,42 @@ def test_shown_accounts_are_plain_values(tmp_path: Path) -> None:
     pair(answers, tmp_path / "p.jsonl", PairOptions())
     account = json.loads((tmp_path / "p.jsonl.made.json").read_text())["account"]
     assert account == {"prompts": 1, "answers": 2, "pairs": 1, "fates": {"chosen": 1, "rejected": 1}, "dropped": {}}
+
+
+def test_two_judges_do_not_decide_in_one_file() -> None:
+    """Neither under two names, nor under one: files that were put together, say."""
+    one, two = row([1.0, 0.0]), row([3.0, 1.0, 2.0])
+    for answer in two.answers:
+        answer.scores = {"other": answer.scores["rm"]}
+    with pytest.raises(ValueError, match="was scored by 'other', and those before by 'rm'; name the one"):
+        list(pairs([one, two], PairOptions()))
+    one, two = row([1.0, 0.0]), row([3.0, 1.0, 2.0])
+    one.judges, two.judges = ({"rm": {"by": by, "kind": "reward"}} for by in ("first", "second"))
+    with pytest.raises(ValueError, match=r"the scores called 'rm' are of two judges: of second for prompt .* of first"):
+        list(pairs([one, two], PairOptions(score="rm")))
+
+
+def test_a_prompt_without_answers_stops_nobody() -> None:
+    for options in ({}, {"score": "rm"}, {"rule": "lists"}, {"rule": "best"}):
+        account = Account()
+        assert len(list(pairs([row([]), row([1.0, 0.0])], PairOptions(**options), account))) == 1  # type: ignore[arg-type]
+        assert (account.prompts, account.answers) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {"rm": "nan"}}, "answers.1.scores.rm: Input should be a finite number"),
+        ({"ids": [-3, 1]}, "answers.1.ids.0: Input should be greater than or equal to 0"),
+        ({"score": 1.0}, "answers.1.score: Unexpected keyword argument"),
+    ],
+)
+def test_hostile_answers_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """A key that nobody reads would be lost once a judge writes the file again."""
+    source = tmp_path / "answers.jsonl"
+    write_answers(source, [row([1.0, 0.0])])
+    values = json.loads(source.read_text())
+    values["answers"][1] |= change
+    source.write_text(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match=f"answers.jsonl:1: {message}"):
+        list(read_answers(source))

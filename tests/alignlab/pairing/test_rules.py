@@ -105,6 +105,12 @@ def test_every_rule_says_what_it_is() -> None:
         ({"max_length_ratio": 0.5}, "max_length_ratio: expected 1 or more, found 0.5"),
         ({"unfinished": "maybe"}, "unfinished: expected drop or keep, found 'maybe'"),
         ({"beta": 0.0}, "beta: expected more than 0, found 0.0"),
+        ({"min_margin": float("nan")}, "min_margin: expected a finite number, found nan"),
+        ({"max_length_ratio": float("nan")}, "max_length_ratio: expected a finite number, found nan"),
+        ({"min_margin": "0.1"}, "min_margin: expected .*, found '0.1'"),
+        ({"dedupe": "no"}, "dedupe: expected .*, found 'no'"),
+        ({"rule": None}, "rule: expected .*, found None"),
+        ({"per_prompt": 1.5}, "per_prompt: expected .*, found 1.5"),
         ({"per_prompt": 0}, "per_prompt: expected at least 1, found 0"),
     ],
 )

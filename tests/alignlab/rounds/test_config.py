@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from alignlab.checkpoints import write_whole
+from alignlab.config import find_config
 from alignlab.rounds import Rounds, load_rounds, round_rows, table, write_chain
+from alignlab.rounds.config import STOPPING
 from alignlab.rounds.stages import Stage
-from alignlab.rounds.watch import STOPPING, stopped
+from alignlab.rounds.watch import stopped
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,9 @@ from alignlab.rounds.watch import STOPPING, stopped
         ({"sample": {"engine": "continous"}}, r"sample\.engine: expected .*; did you mean continuous\?"),
         ({"train": {"output_dir": "x"}}, r"train\.output_dir: the loop sets it itself"),
         ({"train": {"learning_rat": 1}}, "learning_rat: unknown key; did you mean learning_rate"),
+        ({"pair": {"min_margn": 1}}, r"pair\.min_margn: unknown key; did you mean pair\.min_margin\?"),
+        ({"pair": {"min_margin": "0.1"}}, r"pair\.min_margin: expected .*, found '0\.1'"),
+        ({"train": {"loss": {"name": "bradley_terry"}}}, "loss: it trains a reward model"),
         ({"stop": {}}, r"stop: by what\? give stop\.patience or stop\.max_kl"),
     ],
 )
@@ -47,6 +52,65 @@ def test_what_decides_is_neither_trained_on_nor_ranks(loop: Any, tmp_path: Path)
     (tmp_path / "held.jsonl").write_text(rows[0] + "\n" + json.dumps({"prompt": "another"}) + "\n")
     with pytest.raises(ValueError, match=r"stop\.prompts: 1 of 2 prompts stand in .* and would be trained on"):
         Rounds.load(loop(stop={"patience": 1})).run(lambda _: None)
+
+
+@pytest.mark.parametrize("spelled", ["{}/./judges.py:short", {"name": "{}/judges.py:short"}])
+def test_the_judge_that_ranks_is_known_however_it_is_written(spelled: Any, loop: Any, tmp_path: Path) -> None:
+    judge = spelled.format(tmp_path) if isinstance(spelled, str) else {"name": spelled["name"].format(tmp_path)}
+    with pytest.raises(ValueError, match=r"stop\.judge: it is the judge that ranks"):
+        load_rounds(loop(stop={"patience": 1, "judge": judge}))
+
+
+def test_the_judge_that_ranks_is_the_one_that_pairs_are_made_by(loop: Any, tmp_path: Path) -> None:
+    """With ``pair.score`` the second judge ranks: it may not stop, and the first may."""
+    one, two = (f"{tmp_path / 'judges.py'}:{name}" for name in ("short", "letters"))
+    told = {"judge": {"one": one, "two": two}, "pair": {"score": "two"}}
+    with pytest.raises(ValueError, match=r"stop\.judge: it is the judge that ranks"):
+        load_rounds(loop(stop={"patience": 1, "judge": two}, **told))
+    assert load_rounds(loop(stop={"patience": 1, "judge": one}, **told)).pair_options().score == "two"
+
+
+def test_no_judge_takes_the_name_of_the_one_that_stops(loop: Any, tmp_path: Path) -> None:
+    """Its scores would go over those of the judge that stops."""
+    with pytest.raises(ValueError, match=r"judge\.stopping: that is what the judge that stops is called"):
+        load_rounds(loop(stop={"patience": 1}, judge={STOPPING: f"{tmp_path / 'judges.py'}:short"}))
+
+
+def test_prompts_that_decide_are_not_mixed_in_nor_trained_on_by_single_stages(loop: Any, tmp_path: Path) -> None:
+    held = str(tmp_path / "held.jsonl")
+    with pytest.raises(ValueError, match=r"stop\.prompts: 4 of 4 prompts stand in .*held\.jsonl too"):
+        Rounds.load(loop(stop={"patience": 1}, data={"mix": [{"path": held}]})).run(lambda _: None)
+    rows = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    (tmp_path / "held.jsonl").write_text(rows[0] + "\n")
+    with pytest.raises(ValueError, match=r"stop\.prompts: 1 of 1 prompts stand in .*prompts\.jsonl too"):
+        Rounds.load(loop(stop={"patience": 1})).run_stage("0/watch")
+
+
+def test_prompts_that_run_out_are_said_before_the_first_round(loop: Any, tmp_path: Path) -> None:
+    prompts = {"path": str(tmp_path / "prompts.jsonl"), "per_round": 5}
+    with pytest.raises(ValueError, match=r"prompts\.per_round: 2 rounds of 5 are 10 prompts, and .* has 8; take fewer"):
+        Rounds.load(loop(prompts=prompts)).run(lambda _: None)
+
+
+def test_a_reference_of_the_config_is_not_taken_for_the_loops(loop: Any, tmp_path: Path, model_path: Path) -> None:
+    text = find_config("dpo.yaml").read_text() + f"\nref_model_name_or_path: {model_path}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"ref_model_name_or_path: .*mine\.yaml sets it, and the loop sets it itself"):
+        load_rounds(loop(config=str(tmp_path / "mine.yaml")))
+
+
+def test_pairs_are_stale_where_another_judge_ranks_or_another_seed_draws(loop: Any, tmp_path: Path) -> None:
+    """Neither the order of judges nor options that ``pair`` sets over the loop's own escape the stage's manifest."""
+    one, two = (f"{tmp_path / 'judges.py'}:{name}" for name in ("short", "letters"))
+    stage = Stage(load_rounds(loop(judge={"one": one, "two": two})), 1, "pair")
+    stage.folder.mkdir(parents=True)
+    stage.made.finish([])
+    assert stage.is_done()
+    changes = [{"judge": {"two": two, "one": one}}, {"pair": {"seed": 5}}, {"pair": {"unfinished": "drop"}}]
+    for change in changes:
+        other = load_rounds(loop(**{"judge": {"one": one, "two": two}, **change}))
+        with pytest.raises(ValueError, match=r"round-01/pair was made of something else \(pair: "):
+            Stage(other, 1, "pair").is_done()
 
 
 def test_averages_need_whole_models_and_a_loss_that_reads_them(loop: Any) -> None:

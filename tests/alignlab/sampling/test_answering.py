@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from alignlab.answers import read_answers
 from alignlab.cli import main
 from alignlab.cli.demo import CHAT_TEMPLATE
 from alignlab.config import ModelOptions
+from alignlab.data import AskedPrompt, AskedPrompts
 from alignlab.sampling import Sampled, SampleOptions, sample
+from alignlab.sampling.answering import chosen_prompts
 from alignlab.sampling.engine import SeededEngine
 
 ROWS = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in make_rows(7)]
@@ -202,3 +205,13 @@ def test_a_bad_line_is_named(line: str, message: str, asked: Any, bytes_of: byte
     path.write_bytes(bytes_of.splitlines(keepends=True)[0] + line.encode() + b"\n")
     with pytest.raises(ValueError, match=message):
         list(read_answers(path))
+
+
+def test_more_prompts_a_round_than_there_are_begin_again(asked: Any) -> None:
+    """Of 7 prompts 10 are asked for from the 10th on: each once, beginning with the fourth."""
+    prompts = [AskedPrompt("", str(n), "p", [1]) for n in range(7)]
+    many = replace(asked(), first=10, most=10, repeat=True)
+    chosen, _ = chosen_prompts(AskedPrompts(prompts), many, None)
+    assert [one.id for one in chosen] == ["3", "4", "5", "6", "0", "1", "2"]
+    with pytest.raises(ValueError, match="--most: expected at least 1, found -1"):
+        chosen_prompts(AskedPrompts(prompts), replace(asked(), most=-1), None)
