@@ -10,9 +10,9 @@ from typing import Any
 
 from alignlab.checkpoints import write_whole
 
-from .config import RoundsConfig
+from .config import STOPPING, RoundsConfig
 from .stages import Stage
-from .watch import STOPPING, stopped
+from .watch import stopped
 
 JSON, PAGE = "rounds.json", "rounds.md"
 Row = dict[str, Any]

@@ -106,7 +106,11 @@ def test_pairs_are_stale_where_another_judge_ranks_or_another_seed_draws(loop: A
     stage.folder.mkdir(parents=True)
     stage.made.finish([])
     assert stage.is_done()
-    changes = [{"judge": {"two": two, "one": one}}, {"pair": {"seed": 5}}, {"pair": {"unfinished": "drop"}}]
+    changes: list[dict[str, Any]] = [
+        {"judge": {"two": two, "one": one}},
+        {"pair": {"seed": 5}},
+        {"pair": {"unfinished": "drop"}},
+    ]
     for change in changes:
         other = load_rounds(loop(**{"judge": {"one": one, "two": two}, **change}))
         with pytest.raises(ValueError, match=r"round-01/pair was made of something else \(pair: "):
