@@ -62,7 +62,7 @@ def test_rounded_products_are_in_the_cache_s_name_whoever_chose_them(
 ) -> None:
     """Our key is not given: what is measured on the device counts, as after ``tf32: true``."""
     monkeypatch.setattr(assembly, "product_error", lambda device: error)
-    assert trainer(tokenizer, tmp_path)._compute_dtype() == name
+    assert trainer(tokenizer, tmp_path)._numerics.name(torch.float32) == name
 
 
 def test_products_in_parts_of_bf16_are_found_where_the_process_chose_them(
