@@ -70,7 +70,8 @@ class Words:
     def _learn(self, words: set[str]) -> None:
         if len(self._known) > REMEMBERED:
             self._known = dict(self._added)
-        new = [word for word in words - self._known.keys() if self._word.findall(word) == [word]]
+        # A set less the keys of a dict would go through all that is remembered, for every batch.
+        new = [word for word in words if word not in self._known and self._word.findall(word) == [word]]
         self._known.update(zip(new, self._whole(new), strict=True))
 
     def _joined(self, words: list[str]) -> Ids | None:

@@ -77,6 +77,19 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     assert len(words._known) <= 10 + 4
 
 
+def test_a_batch_does_not_go_through_all_that_is_remembered():
+    class Asked(dict):
+        def keys(self):
+            raise AssertionError("every word that is remembered is looked at")
+
+        __iter__ = items = values = keys
+
+    words = words_of(BACKENDS[0])
+    words._known = Asked(words._known)
+    assert words(["the quick fox", "fox 4567"]) == whole(BACKENDS[0], ["the quick fox", "fox 4567"])
+    assert words._known.get("the") == whole(BACKENDS[0], ["the"])[0]
+
+
 def changed(**values):
     backend = learned()
     for name, value in values.items():
