@@ -11,6 +11,7 @@ from .parser import Values, block_of
 Fate = Literal["kept", "changed", "written out", "no counterpart", "unknown"]
 Options = Mapping[str, str]  # our option -> their key
 LossRule = tuple[Values, Options]  # what is fixed, and what is read from their keys
+HELD_OUT = 200  # rows, where a share is asked for: how many rows there are is not known here
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class Account:
         """Says of keys that there is nothing here for them."""
         for key in keys:
             self.tell(key, "no counterpart", why)
+
+    def hold_out(self, key: str) -> None:
+        """Takes over how many training rows are held out: from 1 on a number of rows, below it a share of them."""
+        share = self.get(key)
+        if share:
+            rows = int(share) if share >= 1 else HELD_OUT
+            why = "rows" if share >= 1 else "a number of rows here, where it is a share there: set your own"
+            self.move(key, "data.eval_rows", rows, why)
+        self.drop("nothing is held out", key)
 
     def loss(self, rule: LossRule) -> Values:
         """Returns a loss as a rule makes it of their keys, each of which it tells; defaults are written out."""

@@ -176,12 +176,7 @@ def _data(account: Account) -> None:
         account.move("datasets", "data.train", [_source(one) for one in account.get("datasets")], "without their types")
     if account.get("test_datasets"):
         account.move("test_datasets", "data.eval", [_source(one) for one in account.get("test_datasets")])
-    share = account.get("val_set_size")
-    if share:
-        rows = int(share) if share >= 1 else 200
-        why = "rows" if share >= 1 else "a number of rows here, where it is a share there: set your own"
-        account.move("val_set_size", "data.eval_rows", rows, why)
-    account.drop("nothing is held out", "val_set_size")
+    account.hold_out("val_set_size")
     account.drop("the tokenizer's own chat template frames rows; another one: model.chat_template", "chat_template")
 
 

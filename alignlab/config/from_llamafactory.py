@@ -138,12 +138,7 @@ def _data(account: Account) -> None:
             sources = [_source(folder, name) for name in _names(account.get(key))]
             account.move(key, ours, sources, f"by {folder / 'dataset_info.json'}")
     account.tell("dataset_dir", "changed", "part of the paths in data")
-    share = account.get("val_size")
-    if share:
-        rows = int(share) if share >= 1 else 200
-        why = "rows" if share >= 1 else "a number of rows here, where it is a share there: set your own"
-        account.move("val_size", "data.eval_rows", rows, why)
-    account.drop("nothing is held out", "val_size")
+    account.hold_out("val_size")
     account.drop("the tokenizer's own chat template frames rows; another one: model.chat_template", "template")
     if account.get("enable_thinking") is not None:
         account.move("enable_thinking", "chat_template_kwargs.enable_thinking")
