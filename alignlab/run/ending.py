@@ -10,7 +10,7 @@ from typing import Any
 
 from alignlab import models
 from alignlab.checkpoints import put_in_place
-from alignlab.config import RunConfig
+from alignlab.config import PreferenceConfig, RunConfig
 from alignlab.evaluation import SampleAnswers
 from alignlab.runtime import describe_engine, describe_environment
 from alignlab.training import PreferenceTrainer
@@ -20,6 +20,7 @@ from .records import write_json
 
 logger = logging.getLogger(__name__)
 LOCAL = [".*", "_*", "checkpoint-*", "logs/*", "runs/*", "training_args.bin", "trackers.json", "rejected_rows.jsonl"]
+_UNFILLED = "# Model Card for Model ID"  # what PEFT writes beside an adapter
 STATE, PAGE, CARD = "trainer_state.json", "report.html", "README.md"
 
 
@@ -81,6 +82,15 @@ def _push(trainer: PreferenceTrainer, folder: Path) -> None:
         again = f"hf upload {trainer.hub_model_id} {folder}"
         raise OSError(f"{trainer.hub_model_id} was not uploaded ({error}); {again} does it") from error
     logger.info("on the hub: %s", done.commit_url)
+
+
+def write_missing(folder: Path, args: PreferenceConfig) -> None:
+    """Writes what a finished run lacks that was killed between its last file and its report or its card."""
+    if args.report and not (folder / PAGE).is_file():
+        write_page(folder)
+    card = folder / CARD
+    if not card.is_file() or _UNFILLED in card.read_text(encoding="utf-8", errors="replace"):
+        _write_card(folder)
 
 
 def _write_card(folder: Path) -> None:

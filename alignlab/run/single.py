@@ -15,7 +15,7 @@ from alignlab.evaluation import SampleAnswers
 from alignlab.runtime import check_launched, from_main, zero_stage
 from alignlab.training import PreferenceTrainer
 
-from .ending import PAGE, ending, write_page
+from .ending import ending, write_missing
 from .folder import is_done
 from .inputs import input_digests
 from .machine import on_machine
@@ -47,8 +47,7 @@ def train(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     with only_run_in(folder), StopSignals() as signals:
         digests = from_main(lambda: input_digests(config))
         if from_main(lambda: is_done(config, folder, digests)):
-            if args.report and not (folder / PAGE).is_file():
-                write_page(folder)
+            from_main(lambda: write_missing(folder, args))
             return folder
         _shard_as_in_training(args)
         trainer = _trainer(config, args)

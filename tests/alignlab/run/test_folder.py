@@ -31,6 +31,22 @@ def test_a_finished_run_is_not_run_again(folder: Path, caplog: pytest.LogCapture
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.parametrize("left", [None, "---\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n"])
+def test_a_card_that_a_kill_left_out_is_written_by_the_next_start(folder: Path, left: str | None) -> None:
+    """The card comes after what says that the run is finished; beside an adapter PEFT's empty one lies in its place."""
+    assert main(told()) == 0
+    card = Path("run/README.md")
+    before = card.read_bytes()
+    card.unlink()
+    if left is not None:
+        card.write_text(left, encoding="utf-8")
+    assert main(told()) == 0
+    assert card.read_bytes() == before
+    card.write_text("My own words.", encoding="utf-8")
+    assert main(told()) == 0
+    assert card.read_text(encoding="utf-8") == "My own words."
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -254,6 +254,7 @@ def test_the_precision_of_a_run_that_is_over_is_not_asked(monkeypatch: pytest.Mo
     """Accelerate's state outlives its trainer; float32 weights have kernels on a GPU only where the caller says so."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     model, device = make_model(), torch.device("cuda")
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of an earlier test's trainer, whatever it was
     try:
         assert Accelerator(mixed_precision="bf16", cpu=True).mixed_precision == "bf16"
         assert [one.attention for one in probing._candidates(model, device)] == ["sdpa"]
