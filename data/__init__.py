@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .check import CheckOptions, LengthBias, Lengths, Overlap, Statistics, check, kind_of, statistics
-from .columns import value_counts
+from .columns import NUMBERS, value_counts, value_ranges
 from .formats import parse_row
 from .holdout import hold_out
 from .identity import file_hash, rows_digest, sources_digest
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIST",
+    "NUMBERS",
     "PROMPT",
     "AskedPrompt",
     "AskedPrompts",
@@ -91,6 +92,7 @@ __all__ = [
     "statistics",
     "toy",
     "value_counts",
+    "value_ranges",
     "write_page",
 ]
 

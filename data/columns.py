@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .options import DataOptions
 from .schema import RowError
@@ -102,6 +105,32 @@ def value_counts(dataset: Any, name: str) -> dict[Any, int]:
         for one in table[name].value_counts().to_pylist():
             counts[one["values"]] += one["counts"]
     return dict(counts)
+
+
+def value_ranges(sets: Iterable[Any], names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Returns the least and the largest number of columns over tokenised sets; a list counts with each of its numbers.
+
+    ``score_gap`` is that of ``score_chosen - score_rejected`` of each pair, where both are asked for. A column that no
+    set has is left out.
+    """
+    asked, found = set(names), dict[str, tuple[float, float]]()
+    for dataset in sets:
+        if not (read := sorted(asked & set(dataset.column_names))):
+            continue
+        for table in dataset.select_columns(read).with_format("arrow").iter(batch_size=100_000):
+            values = {name: _flat(table[name]) for name in read}
+            if values.keys() >= {"score_chosen", "score_rejected"}:
+                values["score_gap"] = pc.subtract(values["score_chosen"], values["score_rejected"])
+            for name, column in values.items():
+                ends, known = pc.min_max(column).as_py(), found.get(name, (math.inf, -math.inf))
+                if ends["min"] is not None:
+                    found[name] = (min(known[0], ends["min"]), max(known[1], ends["max"]))
+    return found
+
+
+def _flat(column: Any) -> Any:
+    nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return column.combine_chunks().flatten() if nested else column
 
 
 class RewardOrder:

@@ -211,6 +211,8 @@ class Facts:
         groups: name -> number of rows, in the order of the group indices; empty where rows have no group.
         desirable, undesirable: label counts of labelled data.
         objectives: names of the explicit rewards that rows carry, in order.
+        ranges: column of numbers that the loss reads (``scores`` of lists) -> the least and the largest, over the rows
+            that are trained on and those held out; ``score_gap`` is ``score_chosen - score_rejected`` of each pair.
     """
 
     rows: int
@@ -218,6 +220,7 @@ class Facts:
     desirable: int = 0
     undesirable: int = 0
     objectives: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Loss(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._base import Facts
+
 
 def check_positive(name: str, value: float) -> float:
     """Returns ``value`` if it is finite and > 0, else raises ValueError naming the option."""
@@ -22,6 +24,13 @@ def check_interval(name: str, value: float, low: float, high: float, *, closed: 
     if not (low <= value < high or (closed and value == high)):
         raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, found {value!r}")
     return value
+
+
+def check_range(facts: Facts, column: str, low: float, high: float, why: str) -> None:
+    """Raises ValueError, which ends with ``why``, where numbers in a column of the rows leave [low, high]."""
+    least, largest = facts.ranges.get(column, (low, high))
+    if least < low or largest > high:
+        raise ValueError(f"{column} of the rows must be in [{low}, {high}], found {least:g} to {largest:g}: {why}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Listed, Loss, LossOutput, Needs, Totals, lists_of
-from ._checks import check_positive
+from ._base import Batch, Facts, Listed, Loss, LossOutput, Needs, Totals, lists_of
+from ._checks import check_positive, check_range
 from ._lists import better
 from ._scored import log_sigmoid, where_mask
 
@@ -44,6 +44,10 @@ class LiPOLambda(Loss):
         super().__init__()
         self.beta = check_positive("beta", beta)
         self.labels = labels
+
+    def bind(self, facts: Facts) -> None:
+        if self.labels == "scores":
+            check_range(facts, "scores", 0, 1, "lipo_lambda reads them as labels; scale them, or write labels: ranks")
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         lists = lists_of(batch)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ._base import Loss, Pairs
+from ._base import Facts, Loss, Pairs
 from ._checks import check_non_negative
 from ._shift import ShiftedLoss, column
 
@@ -36,6 +36,11 @@ class ODPO(ShiftedLoss):
         super().__init__(beta, base)
         self.alpha = check_non_negative("alpha", alpha)
         self.needs = replace(self.needs, columns=("score_chosen", "score_rejected"))
+
+    def bind(self, facts: Facts) -> None:
+        least, _ = facts.ranges.get("score_gap", (1.0, 1.0))
+        if not least > 0:
+            raise ValueError(f"odpo needs score_chosen > score_rejected in every row, found a difference of {least:g}")
 
     def shift(self, pairs: Pairs) -> Tensor:
         chosen, rejected = column(pairs, "score_chosen"), column(pairs, "score_rejected")

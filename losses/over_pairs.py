@@ -45,7 +45,10 @@ class OverPairs(Loss):
         self.stops_gradient = self.base.stops_gradient
 
     def bind(self, facts: Facts) -> None:
-        self.base.bind(facts)
+        scores = {
+            name: facts.ranges["scores"] for name in ("score_chosen", "score_rejected") if "scores" in facts.ranges
+        }
+        self.base.bind(replace(facts, ranges={**facts.ranges, **scores}))
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         lists = lists_of(batch)

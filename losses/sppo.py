@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Listed, Loss, LossOutput, Needs, Pairs, Totals, lists_of, pairs_of
-from ._checks import check_positive
+from ._base import Batch, Facts, Listed, Loss, LossOutput, Needs, Pairs, Totals, lists_of, pairs_of
+from ._checks import check_positive, check_range
 from ._lists import mean_where
 from ._output import pair_output
 from ._scored import where_mask
@@ -52,6 +52,13 @@ class SPPO(Loss):
             raise ValueError("probabilities: a list has no winner and loser to be 'hard' about; write soft")
         columns = ("score_chosen", "score_rejected") if (data, probabilities) == ("pairs", "soft") else ()
         self.needs = Needs(data=data, ref_logps=True, columns=columns)
+
+    def bind(self, facts: Facts) -> None:
+        if self.needs.data == "lists":
+            check_range(facts, "scores", 0, 1, "sppo reads them as probabilities; scale them")
+        for name in self.needs.columns:
+            why = "sppo reads it as a probability; scale it, or write probabilities: hard"
+            check_range(facts, name, 0, 1, why)
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         if self.needs.data == "lists":

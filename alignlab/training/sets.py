@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import PreferenceConfig
-from alignlab.data import LIST, DataOptions, hold_out, rows_digest, value_counts
+from alignlab.data import LIST, NUMBERS, DataOptions, hold_out, rows_digest, value_counts, value_ranges
 from alignlab.losses import Facts, Needs
 from alignlab.runtime import workers_of_a_rank
 
@@ -153,7 +153,9 @@ class TrainingData:
         groups = value_counts(self.train, "group") if "group" in columns else {}
         labels = value_counts(self.train, "label") if "label" in columns else {}
         counts = len(self.train), dict(sorted(groups.items())), labels.get(True, 0), labels.get(False, 0)
-        return Facts(*counts, self._objectives(self.train))
+        read = (*self.needs.columns, "scores") if self.needs.data == "lists" else self.needs.columns
+        ranges = value_ranges([self.train, *self.evaluations()], set(read) & {"scores", *NUMBERS})
+        return Facts(*counts, self._objectives(self.train), ranges)
 
     def _objectives(self, train: Any) -> tuple[str, ...]:
         """Returns the names of the explicit rewards that rows carry; numbers where the rows name none."""

@@ -82,3 +82,12 @@ def test_scores_must_be_labels():
         losses.build("lipo_lambda")(lists)
     lists.scores = torch.tensor([[0.9, 0.1, 7.0]])
     assert losses.build("lipo_lambda")(lists).loss.item() > 0
+
+
+def test_scores_are_looked_at_when_the_rows_are_known():
+    expected = r"^scores of the rows must be in \[0, 1\], found 0\.5 to 9: lipo_lambda reads them as labels; scale"
+    nine = losses.Facts(rows=2, ranges={"scores": (0.5, 9.0)})
+    with pytest.raises(ValueError, match=expected):
+        losses.build("lipo_lambda").bind(nine)
+    losses.build("lipo_lambda", labels="ranks").bind(nine)
+    losses.build("lipo_lambda").bind(losses.Facts(rows=2, ranges={"scores": (0.0, 1.0)}))

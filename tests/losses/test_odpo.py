@@ -31,3 +31,9 @@ def test_scores_must_order_the_pair(exact, chosen):
     batch = exact.pairs(score_chosen=[2.0, chosen, 2.0, 2.0, 2.0, 2.0], score_rejected=[1.0] * 6)
     with pytest.raises(ValueError, match=rf"score_chosen > score_rejected in every row, found {chosen:g} and 1"):
         losses.build("odpo")(batch)
+
+
+def test_gaps_are_looked_at_when_the_rows_are_known():
+    losses.build("odpo").bind(losses.Facts(rows=2, ranges={"score_gap": (0.25, 3.0)}))
+    with pytest.raises(ValueError, match=r"score_chosen > score_rejected in every row, found a difference of 0$"):
+        losses.build("odpo").bind(losses.Facts(rows=2, ranges={"score_gap": (0.0, 3.0)}))

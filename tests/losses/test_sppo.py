@@ -58,3 +58,16 @@ def test_scores_of_lists_must_be_probabilities():
         losses.build("sppo", data="lists")(lists_of_ratios(torch.zeros(1, 2), [[9.0, 1.0]]))
     with pytest.raises(ValueError, match=r"loss\.probabilities: a list has no winner and loser"):
         losses.build("sppo", data="lists", probabilities="hard")
+
+
+def test_probabilities_are_looked_at_when_the_rows_are_known():
+    low = losses.Facts(rows=2, ranges={"score_chosen": (0.0, 1.0), "score_rejected": (-1.0, 0.5)})
+    expected = r"^score_rejected of the rows must be in \[0, 1\], found -1 to 0\.5: sppo reads it as a probability"
+    with pytest.raises(ValueError, match=expected):
+        losses.build("sppo").bind(low)
+    losses.build("sppo", probabilities="hard").bind(low)
+    lists = losses.Facts(rows=2, ranges={"scores": (1.0, 9.0)})
+    with pytest.raises(ValueError, match=r"^scores of the rows must be in \[0, 1\], found 1 to 9: sppo"):
+        losses.build("sppo", data="lists").bind(lists)
+    with pytest.raises(ValueError, match=r"^score_chosen of the rows must be in \[0, 1\], found 1 to 9: sppo"):
+        losses.build("over_pairs", base="sppo").bind(lists)

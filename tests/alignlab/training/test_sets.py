@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from making import make_rows
+from making_lists import make_lists
 
 from alignlab import losses
 from alignlab.config import PreferenceConfig
@@ -34,6 +35,24 @@ def test_reward_names_order_the_objectives(tokenizer: Any, tmp_path: Path) -> No
     as_told = data_of(loss, rows, tokenizer, tmp_path, reward_names=["short", "kind"])
     assert as_told.train[0]["rewards_chosen"] == [1.0, 2.0]
     assert as_told.facts.objectives == ("short", "kind")
+
+
+def test_ranges_of_what_the_loss_reads(tokenizer: Any, tmp_path: Path) -> None:
+    """Over trained and held-out rows: scores 1 to 0.25 and -0.5 to 0.75, gaps 1.5 to -0.5; DPO reads none of them."""
+    pairs = [(1.0, -0.5), (0.25, 0.75), (0.5, 0.5), (0.5, 0.25)]
+    scores = [{"score_chosen": chosen, "score_rejected": rejected} for chosen, rejected in pairs]
+    rows = [{**row, **found} for row, found in zip(make_rows(4), scores, strict=True)]
+    args = PreferenceConfig(output_dir=str(tmp_path), disable_tqdm=True)
+    facts = TrainingData(losses.build("sppo").needs, args, tokenizer, rows, 1).facts
+    assert facts.ranges == {"score_chosen": (0.25, 1.0), "score_rejected": (-0.5, 0.75), "score_gap": (-0.5, 1.5)}
+    assert facts.rows == 3
+    assert TrainingData(losses.build("dpo").needs, args, tokenizer, rows, 1).facts.ranges == {}
+
+
+def test_ranges_of_lists(tokenizer: Any, tmp_path: Path) -> None:
+    """``make_lists`` scores answers 0, 0.1 and 0.3 of four, 0 and 0.1 of two and of three."""
+    facts = data_of({"name": "lipo_lambda"}, make_lists(3), tokenizer, tmp_path).facts
+    assert facts.ranges == {"scores": (0.0, pytest.approx(0.3))}
 
 
 def test_chat_template_kwargs(tokenizer: Any, tmp_path: Path) -> None:
