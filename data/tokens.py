@@ -28,8 +28,8 @@ def kind_of_ids(raw: Mapping[str, Any]) -> Kind | None:
 
 
 def holds_ids(raw: Mapping[str, Any]) -> bool:
-    """True for a row whose prompt and completions are token ids."""
-    return raw.get(PROMPT) is not None and kind_of_ids(raw) is not None
+    """True for a row whose completions are token ids; without those of its prompt it is refused, not read as text."""
+    return kind_of_ids(raw) is not None and (PROMPT in raw or "prompt" not in raw)
 
 
 def parse_ids(raw: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> tuple[Row, Encoded]:
@@ -115,7 +115,7 @@ def _ids(raw: Mapping[str, Any], field: str, tokenizer: PreTrainedTokenizerBase)
     if not isinstance(value, list) or not value or not all(type(one) is int for one in value):
         raise RowError(f"{field} must be a list of token ids, at least one")
     # A model with more rows than its tokenizer has tokens may draw one that spells nothing: texts beside ids tell then.
-    most = len(tokenizer) if raw.get(field.removesuffix("_ids")) is None else max(value) + 1
+    most = len(tokenizer) if raw.get(field.removesuffix("_ids")) is None else 2**31  # what tokens are kept in
     strange = next((one for one in value if not 0 <= one < most), None)
     if strange is not None:
         raise RowError(f"{field} has the id {strange}; the tokenizer has {len(tokenizer)} tokens")

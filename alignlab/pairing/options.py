@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
 
@@ -12,6 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 from alignlab.config import readable_type
 
 from .rules import RULES
+
+# Of the options of all rules those that say nothing to some, which would be ignored without a word.
+_UNREAD = {
+    "human_own": ("min_margin", "length_penalty"),
+    "minimax": ("length_penalty",),
+    "best": ("min_margin", "max_length_ratio", "per_prompt"),
+    "lists": ("max_length_ratio", "per_prompt"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,10 @@ class PairOptions:
             raise ValueError(f"beta: expected more than 0, found {self.beta}")
         if self.per_prompt is not None and self.per_prompt < 1:
             raise ValueError(f"per_prompt: expected at least 1, found {self.per_prompt}")
+        defaults = {one.name: one.default for one in fields(self)}
+        for name in _UNREAD.get(self.rule, ()):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}: the rule {self.rule} has no use for it; leave it out")
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -83,14 +84,17 @@ def pair(answers: Path, output: Path, options: PairOptions, manifest: Path | Non
         why = "; ".join(made.others()[:3]) or "nothing says what it is"
         raise ValueError(f"--output: {output} is there ({why}); choose another file, or delete it")
     account = Account()
-    aside = output.with_name(f".{output.name}")
-    with aside.open("wb") as file:
-        for one in pairs(read_answers(answers), options, account):
-            file.write(orjson.dumps(one) + b"\n")
-    if not account.pairs:
-        aside.unlink()
-        told = ", ".join(f"{meaning}: {count}" for _, meaning, count in account.rows())
-        raise ValueError(f"{answers}: no pair is left of {account.answers} answers ({told})")
-    aside.replace(output)
+    aside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            for one in pairs(read_answers(answers), options, account):
+                file.write(orjson.dumps(one) + b"\n")
+        if not account.pairs:
+            told = ", ".join(f"{meaning}: {count}" for _, meaning, count in account.rows())
+            raise ValueError(f"{answers}: no pair is left of {account.answers} answers ({told})")
+        aside.replace(output)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     made.finish([output], account.values())
     return account

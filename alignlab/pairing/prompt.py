@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from .options import PairOptions
 from .rules import RULES, Scored, joined_tests
 
 Pair = dict[str, Any]
+LARGEST = 1e30  # of a score: rules add and square what they are given
 
 
 class PromptPairs:
@@ -49,7 +51,7 @@ class PromptPairs:
                 self.fates[index] = "text_only"  # training would write an end behind it that it never had
             elif self.options.dedupe and tokens in seen:
                 self.fates[index] = "duplicate"
-            elif self.judge and one.scores.get(self.judge) is None:
+            elif self.judge and not _judged(one, self.judge):
                 self.fates[index] = "unjudged"
             elif self.options.rule == "minimax" and not _tested(one, self.row):
                 self.fates[index] = "untested"
@@ -59,13 +61,22 @@ class PromptPairs:
         return left
 
     def _score(self, index: int) -> float:
-        score = self.row.answers[index].scores[self.judge]
+        one = self.row.answers[index]
+        score = one.scores[self.judge]
         assert score is not None
-        return score - self.options.length_penalty * self._length(self.row.answers[index])
-
-    @staticmethod
-    def _length(one: Answer) -> int:
-        return len(one.text) if one.ids is None else len(one.ids)
+        if abs(score) > LARGEST:
+            raise ValueError(
+                f"score: {self.judge!r} gave {score} to answer {index} of prompt {self.row.prompt_id}; a score beyond "
+                f"{LARGEST:g} is no measure of anything"
+            )
+        if self.options.length_penalty == 0:
+            return score
+        if one.ids is None:
+            raise ValueError(
+                f"length_penalty: it is taken off for each token, and the tokens of answer {index} to prompt "
+                f"{self.row.prompt_id} are not known; leave it out for answers of text alone"
+            )
+        return score - self.options.length_penalty * len(one.ids)
 
     def _coupled(self, left: list[int]) -> Iterator[Pair]:
         if len(left) < 2:
@@ -98,16 +109,22 @@ class PromptPairs:
     def _against(self, one: Scored, couple: tuple[int, int], left: list[int]) -> str:
         """Returns why a couple is no pair; empty where it is one."""
         gap = one.scores[couple[0]] - one.scores[couple[1]]
-        if couple[0] == couple[1] or gap == 0:
+        better, worse = (self.row.answers[left[place]] for place in couple)
+        if (
+            couple[0] == couple[1] or gap == 0 or better.text == worse.text
+        ):  # one text in other tokens is the same answer
             return "tie"
         if gap <= self.options.min_margin:
             return "margin"
         if self.options.rule == "minimax" and joined_tests(one.passed, couple) is None:
             return "no_test"
-        return "length" if self._too_unlike(*(self.row.answers[left[place]] for place in couple)) else ""
+        return "length" if self._too_unlike(better, worse) else ""
 
     def _too_unlike(self, one: Answer, other: Answer) -> bool:
-        most, lengths = self.options.max_length_ratio, sorted(max(1, self._length(part)) for part in (one, other))
+        """Compares tokens; where those of one are not known, the characters of both."""
+        tokens = [len(part.ids) for part in (one, other) if part.ids is not None]
+        sizes = tokens if len(tokens) == 2 else [len(part.text) for part in (one, other)]
+        most, lengths = self.options.max_length_ratio, sorted(max(1, size) for size in sizes)
         return most is not None and lengths[1] > most * lengths[0]
 
     def _some(self, couples: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -155,7 +172,7 @@ class PromptPairs:
         for index in left:
             own = self.row.answers[index]
             unlike = self._too_unlike(Answer(human, ids), own)
-            reason = "equal" if own.ids == ids else "length" if unlike else ""
+            reason = "equal" if own.ids == ids or own.text == human else "length" if unlike else ""
             if reason:
                 self.dropped[reason] += 1
                 self._befall([index], reason)
@@ -200,6 +217,7 @@ class PromptPairs:
         row |= {"completions": [one.text for one in some], "scores": scores}
         if all(one.ids is not None for one in some):
             row |= {"prompt_ids": self.row.prompt_ids, "completions_ids": [one.ids for one in some]}
+            row["origin"]["tokens"] = "ids"
         yield row
 
     def _row(self, sides: dict[str, tuple[str, list[int] | None]], scores: Pair, origin: dict[str, Any]) -> Pair:
@@ -234,6 +252,12 @@ def _judge(row: AnswerRow, options: PairOptions) -> str:
             f"score: which judge decides? prompt {row.prompt_id} has {_named(names)}; name one with --score"
         )
     return names[0]
+
+
+def _judged(one: Answer, judge: str) -> bool:
+    """True where a judge gave a score; NaN and infinity, which compare with nothing, are none."""
+    score = one.scores.get(judge)
+    return score is not None and math.isfinite(score)
 
 
 def _named(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,8 @@ def test_every_rule_accounts_for_every_answer() -> None:
             answer.passed = [k % 2 == 0]
     for rule in RULES:
         account = Account()
-        made = list(pairs(rows, PairOptions(rule=rule, threshold=0.0, per_prompt=2), account))
+        some: Any = {} if rule in ("best", "lists") else {"per_prompt": 2}
+        made = list(pairs(rows, PairOptions(rule=rule, threshold=0.0, **some), account))
         assert sum(account.fates.values()) == account.answers == 100, rule
         assert made
         assert account.pairs == len(made)
@@ -317,6 +319,77 @@ def test_a_prompt_without_answers_stops_nobody() -> None:
         account = Account()
         assert len(list(pairs([row([]), row([1.0, 0.0])], PairOptions(**options), account))) == 1  # type: ignore[arg-type]
         assert (account.prompts, account.answers) == (2, 2)
+
+
+def test_one_text_in_other_tokens_is_no_pair() -> None:
+    """A length penalty tells them apart, a judge that compares may; training on them would teach tokens alone."""
+    one = row([1.0, 1.0], lengths=[2, 5])
+    one.answers[1].text = one.answers[0].text
+    assert made(one, length_penalty=0.1) == ([], {"tie": 2})
+    human = row([1.0, 1.0], human="answer 0", human_ids=[99, 1])
+    found, fates = made(human, rule="human_own")
+    assert [pair["rejected"] for pair in found] == ["answer 1"]
+    assert fates == {"equal": 1, "rejected": 1}
+
+
+def test_scores_that_are_no_numbers_are_none() -> None:
+    """From Python, where no file was read: NaN and infinity rank nothing, in no rule."""
+    for rule in ("best_worst", "win_rate", "rso", "all_pairs", "best_sigma"):
+        found, fates = made(row([math.nan, 1.0, math.inf, 0.0, -math.inf]), rule=rule, beta=1e9)
+        assert fates == {"unjudged": 3, "chosen": 1, "rejected": 1}, rule
+        assert found[0]["chosen"] == "answer 1"
+    assert made(row([math.nan, 1.0]), rule="best")[0][0]["completion"] == "answer 1"
+    assert made(row([math.nan, 1.0, 0.0]), rule="lists")[0][0]["scores"] == [1.0, 0.0]
+    with pytest.raises(ValueError, match=r"score: 'rm' gave 1e\+200 to answer 1 of prompt .*; a score beyond 1e\+30"):
+        made(row([0.0, 1e200]), rule="best_sigma")
+
+
+def test_lengths_are_tokens_or_nobodys() -> None:
+    """A penalty of each token is not taken of characters; a ratio compares characters with characters."""
+    one = row([1.0, 0.5], lengths=[8, 2])
+    one.answers[0].ids = None
+    with pytest.raises(ValueError, match=r"length_penalty: .* the tokens of answer 0 to prompt .* are not known"):
+        made(one, length_penalty=0.01)
+    assert len(made(one, max_length_ratio=1.5)[0]) == 1  # eight characters each
+    one.answers[1].text = "x" * 13
+    assert made(one, max_length_ratio=1.5)[1] == {"length": 2}
+
+
+def test_lists_say_that_they_have_tokens() -> None:
+    assert made(row([1.0, 0.0]), rule="lists")[0][0]["origin"]["tokens"] == "ids"
+    one = row([1.0, 0.0])
+    one.answers[0].ids = None
+    assert made(one, rule="lists")[0][0]["origin"]["tokens"] == "text"
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_answers(tmp_path / "a.jsonl", [row([1.0, 0.0])])
+    (tmp_path / ".p.jsonl").write_text("another's")
+    for options in ({"score": "none"}, {"min_margin": 5.0}):
+        with pytest.raises(ValueError, match=r"no judge called|no pair is left"):
+            pair(tmp_path / "a.jsonl", tmp_path / "p.jsonl", PairOptions(**options))
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".p.jsonl", "a.jsonl"]
+    assert (tmp_path / ".p.jsonl").read_text() == "another's"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_ids": None}, "prompt_ids is missing beside the other ids"),
+        ({"chosen_ids": [2**40, 1]}, "chosen_ids has the id 1099511627776; the tokenizer has"),
+    ],
+)
+def test_hostile_ids_are_named(change: dict[str, Any], message: str, tokenizer: Any) -> None:
+    values = {
+        "prompt": "the",
+        "chosen": "",
+        "rejected": "",
+        "prompt_ids": [5],
+        "chosen_ids": [1],
+        "rejected_ids": [1, 1],
+    }
+    with pytest.raises(ValueError, match=message):
+        prepare([{**values, **change}], tokenizer, DataOptions(kind="pairs"), progress=False)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ def test_every_rule_says_what_it_is() -> None:
         ({"rule": None}, "rule: expected .*, found None"),
         ({"per_prompt": 1.5}, "per_prompt: expected .*, found 1.5"),
         ({"per_prompt": 0}, "per_prompt: expected at least 1, found 0"),
+        ({"rule": "lists", "max_length_ratio": 2.0}, "max_length_ratio: the rule lists has no use for it"),
+        ({"rule": "human_own", "min_margin": 0.1}, "min_margin: the rule human_own has no use for it"),
     ],
 )
 def test_options_are_checked(options: dict[str, float], message: str) -> None:
