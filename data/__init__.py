@@ -22,7 +22,7 @@ from .schema import BadRow, DataReport, RowError, SourceReport
 from .set_identity import prepared_key
 from .show import peek
 from .shown import as_values, printable, render
-from .sources import open_sources
+from .sources import check_there, open_sources
 from .texts import TextReader
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ __all__ = [
     "attention_plan",
     "better_sequence",
     "check",
+    "check_there",
     "content_key",
     "file_hash",
     "hold_out",

@@ -180,6 +180,16 @@ def _from_mapping(entry: Mapping[str, Any]) -> Source:
     return Source(**{**entry, "path": str(entry["path"])})
 
 
+def check_there(path: str) -> None:
+    """Refuses a path that can only be a file or a folder, and is not there; nothing is read, and no hub is asked.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    if not Path(path).expanduser().exists() and _looks_like_a_file(path):
+        raise ValueError(f"{path}: no such file or folder")
+
+
 def is_saved_dataset(folder: Path) -> bool:
     """True for a folder that ``datasets`` saved."""
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()

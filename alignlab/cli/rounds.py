@@ -36,6 +36,8 @@ def main(words: Sequence[str]) -> int:
     rounds = Rounds(load_rounds(told.file, overrides))
     if told.stage is not None:
         return leave(_guarded(lambda: rounds.run_stage(told.stage)))
+    if told.slurm is not None or told.dry_run:
+        rounds.check()
     if told.slurm is not None:
         from alignlab.run import submit
 

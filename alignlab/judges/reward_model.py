@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from alignlab.cache import fingerprint_model
 from alignlab.config import ModelOptions, holds_adapter
 from alignlab.data import RowError, ScoredSequence, TextReader, layout_sequences
-from alignlab.models import load_model, pad_token_id, reading_of, torch_dtype
+from alignlab.models import architecture, load_model, outputs_of, pad_token_id, reading_of, torch_dtype
 from alignlab.runtime import unsharded
 from alignlab.scoring import base_of, values
 
@@ -56,8 +56,7 @@ class RewardModel(Judge):
         record = reading_of(path)
         self.reader = None if record is None else TextReader(self.tokenizer, record["reading"])
         model = _load(path, options.dtype, 1 if record is None else record["outputs"])
-        if model.config.num_labels != 1:
-            raise ValueError(f"judge: {path} has {model.config.num_labels} outputs; a reward model has one")
+        _check_one(path, model.config.num_labels)
         self.pad = pad_token_id(self.tokenizer)
         base_of(model).config.get_text_config().pad_token_id = self.pad  # the reward is read at the last other token
         self.model, self.options = model.eval().requires_grad_(False), options
@@ -134,6 +133,21 @@ class RewardModel(Judge):
             return ids[-self.options.max_length :]
         whole: list[int] = self.tokenizer(prompt_text(prompt) + completion)["input_ids"]
         return whole[-self.options.max_length :]
+
+
+def check_reward_model(path: str) -> None:
+    """Refuses what is no reward model, by its config: no weight is read.
+
+    Raises:
+        ValueError: there is no such model, or it has not one output.
+    """
+    config = architecture(ModelOptions(path))
+    _check_one(path, outputs_of(path) or config.num_labels)
+
+
+def _check_one(path: str, outputs: int) -> None:
+    if outputs != 1:
+        raise ValueError(f"judge: {path} has {outputs} outputs; a reward model has one")
 
 
 def _load(path: str, dtype: str, outputs: int) -> Any:

@@ -6,6 +6,6 @@ Never here: a model, a tokenizer, or a verdict: scores and token ids are read as
 from .account import FATES, Account
 from .options import PairOptions
 from .pairs import pair, pairs
-from .rules import RULES, describe
+from .rules import RULES, describe, gives
 
-__all__ = ["FATES", "RULES", "Account", "PairOptions", "describe", "pair", "pairs"]
+__all__ = ["FATES", "RULES", "Account", "PairOptions", "describe", "gives", "pair", "pairs"]

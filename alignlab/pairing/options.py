@@ -22,6 +22,9 @@ _UNREAD = {
 }
 
 
+_OF_ONE = {"sigmas": "best_sigma", "beta": "rso", "threshold": "pass_fail", "least": "best"}  # option: its only rule
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
     """How pairs are made of the answers to a prompt.
@@ -78,6 +81,9 @@ class PairOptions:
         for name in _UNREAD.get(self.rule, ()):
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}: the rule {self.rule} has no use for it; leave it out")
+        for name, rule in _OF_ONE.items():
+            if rule != self.rule and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}: the rule {self.rule} has no use for it; leave it out, or take rule {rule}")
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -193,6 +193,14 @@ _OTHERS = {
 }
 
 
+_NO_PAIRS = {"best": "labelled", "lists": "lists"}
+
+
+def gives(rule: str) -> str:
+    """Returns what rows a rule makes, as ``Needs.data`` of losses calls it: "pairs", "labelled" or "lists"."""
+    return _NO_PAIRS.get(rule, "pairs")
+
+
 def describe(rule: str) -> str:
     """Returns a rule in a sentence."""
     function = RULES[rule]

@@ -3,8 +3,9 @@
 Never here: a formula or a forward pass: every stage is another room's work.
 """
 
-from .config import RoundsConfig, load_rounds
+from .config import RoundsConfig
 from .driver import Rounds
+from .loading import load_rounds
 from .report import best_line, round_rows, table, write_report
 from .slurm import write_chain
 

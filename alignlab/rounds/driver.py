@@ -14,14 +14,13 @@ from types import FrameType
 from typing import Any
 
 from alignlab.checkpoints import SIGNALS, STOPPED_EARLY, StoppedEarly, only_run_in, write_whole
-from alignlab.config import ModelOptions
-from alignlab.data import read_prompts
-from alignlab.models import load_tokenizer
 from alignlab.runtime import say
 
-from .config import RoundsConfig, load_rounds
+from .config import RoundsConfig
+from .loading import load_rounds
 from .report import write_report
 from .stages import Stage, all_stages, stages
+from .there import check_all_there, check_prompts
 from .watch import stopped
 from .work import run_stage
 
@@ -41,6 +40,14 @@ class Rounds:
         """Reads a loop from its YAML, a shipped one's name, or its values."""
         return cls(load_rounds(config))
 
+    def check(self) -> None:
+        """Refuses a loop whose files, judges or prompts are not what it takes; nothing is computed or written.
+
+        Raises:
+            ValueError: names the dotted key, what was found, and what is allowed.
+        """
+        check_all_there(self.loop)
+
     def states(self) -> list[tuple[Stage, str]]:
         """Returns every stage with "done", "begun" or "missing"; nothing is run."""
         found = []
@@ -57,13 +64,14 @@ class Rounds:
 
         Raises:
             StoppedEarly: a signal ended a stage; the same call goes on.
-            ValueError: a stage was made of something else; prompts that decide are trained on; another loop runs here.
+            ValueError: something that it names is not there; a stage was made of something else; prompts that decide
+                are trained on; another loop runs here.
         """
         loop = self.loop
+        self.check()
         loop.folder.mkdir(parents=True, exist_ok=True)
         with only_run_in(loop.folder):
             write_whole(loop.folder / CONFIG, loop.to_yaml())
-            self._check_prompts()
             for round_ in range(loop.rounds + 1):
                 for stage in stages(loop, round_):
                     if not stage.is_done():
@@ -86,7 +94,7 @@ class Rounds:
             raise ValueError(f"--stage: expected one of {', '.join(known)}; found {name!r}")
         stage = known[name]
         if not stage.is_done():
-            self._check_prompts()
+            check_prompts(self.loop)
         for before in range(1, stage.round):
             if reason := stopped(self.loop, before):
                 logger.info("round %d is not run: %s", stage.round, reason)
@@ -107,28 +115,6 @@ class Rounds:
             raise StoppedEarly(f"stage {stage} was told to stop; the same command goes on")
         if status != 0 or not stage.is_done():
             raise ValueError(f"stage {stage} failed with status {status}; what it said stands above")
-
-    def _check_prompts(self) -> None:
-        """Refuses a loop that trains on its held-out prompts, in whatever file, or whose prompts run out."""
-        loop = self.loop
-        tokenizer = load_tokenizer(ModelOptions(loop.start))
-        known = {one.id for one in read_prompts(loop.prompts.path, tokenizer).prompts}
-        wanted = loop.rounds * (loop.prompts.per_round or 0)
-        if loop.rounds > 1 and wanted > len(known) and not loop.prompts.repeat:
-            raise ValueError(
-                f"prompts.per_round: {loop.rounds} rounds of {loop.prompts.per_round} are {wanted} prompts, and "
-                f"{loop.prompts.path} has {len(known)}; take fewer, or begin again (prompts.repeat: true)"
-            )
-        if loop.stop is None:
-            return
-        held = {one.id for one in read_prompts(loop.stop.prompts, tokenizer).prompts}
-        for path in (loop.prompts.path, *(part.path for part in loop.data.mix)):
-            trained = known if path == loop.prompts.path else {one.id for one in read_prompts(path, tokenizer).prompts}
-            if both := held & trained:
-                raise ValueError(
-                    f"stop.prompts: {len(both)} of {len(held)} prompts stand in {path} too, and would be "
-                    "trained on; take them out of either"
-                )
 
 
 def stage_command(loop: RoundsConfig, stage: Stage) -> list[str]:

@@ -127,6 +127,14 @@ def test_lists() -> None:
     assert made(row([2.0, 2.0]), rule="lists") == ([], {"tie": 2})
 
 
+@pytest.mark.parametrize("rule", ["best_worst", "west_of_n", "best_random", "best_sigma", "all_pairs", "steps"])
+def test_min_margin_is_read_by_every_rule_of_scores(rule: str) -> None:
+    """A gap has to be larger than what is told, which may be as large."""
+    one = row([1.0, 1.05])
+    assert made(one, rule=rule, min_margin=1.05 - 1.0) == ([], {"margin": 2})
+    assert made(one, rule=rule, min_margin=0.04)[1] == {"rejected": 1, "chosen": 1}
+
+
 def test_text_without_tokens_is_said_and_never_given_an_end_it_did_not_have() -> None:
     one = row([1.0, 2.0, 3.0], finished=[True, True, False])
     for answer in one.answers:
@@ -287,7 +295,8 @@ def test_every_rule_accounts_for_every_answer() -> None:
     for rule in RULES:
         account = Account()
         some: Any = {} if rule in ("best", "lists") else {"per_prompt": 2}
-        made = list(pairs(rows, PairOptions(rule=rule, threshold=0.0, **some), account))
+        some |= {"threshold": 0.0} if rule == "pass_fail" else {}
+        made = list(pairs(rows, PairOptions(rule=rule, **some), account))
         assert sum(account.fates.values()) == account.answers == 100, rule
         assert made
         assert account.pairs == len(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,29 @@ from alignlab.rounds.watch import stopped
         ({"promts": 3}, r"promts: unknown key; did you mean prompts\?"),
         ({"sample": {"sampels": 3}}, r"sample\.sampels: unknown key; did you mean sample\.samples\?"),
         ({"rounds": 0}, "rounds: input should be greater than or equal to 1, found 0"),
-        ({"reference": "start"}, "reference"),
-        ({"reference": {"ema": 2}}, "reference"),
+        ({"reference": "start"}, r"reference: expected initial, previous or \{ema: NUMBER\}, .*; found 'start'"),
+        ({"reference": {"ema": 2}}, r"reference: expected .* a number between 0 and 1; found \{'ema': 2\}"),
+        ({"reference": {"emaa": 0.5}}, r"reference\.emaa: unknown key; did you mean reference\.ema\?"),
         ({"judge": {}}, r"judge: pair\.rule best_worst needs scores: name a judge"),
         ({"pair": {"rule": "best_wurst"}}, r"pair\.rule: expected one of .*; did you mean best_worst\?"),
         ({"pair": {"score": "other"}}, r"pair\.score: expected one of short, found 'other'"),
         ({"data": {"accumulate": 0}}, r"data\.accumulate: expected last, all or at least 1, found 0"),
+        ({"data": {"accumulate": "lst"}}, "data.accumulate: expected last, all or a whole number .*; found 'lst'"),
+        ({"data": {"accumulate": 2.5}}, "data.accumulate: expected last, all or a whole number .*; found 2.5"),
+        ({"data": {"accumulate": True}}, "data.accumulate: expected last, all or a whole number .*; found True"),
+        ({"data": {"mix": "more.jsonl"}}, r"data\.mix: expected a list of \{path, weight\}; found 'more\.jsonl'"),
+        ({"data": {"mix": [{"pth": "x"}]}}, r"data\.mix\.0\.pth: unknown key; did you mean data\.mix\.0\.path\?"),
+        ({"data": {"mix": [{"path": "x", "weight": 0}]}}, r"data\.mix\.0\.weight: .* greater than 0, found 0"),
+        ({"prompts": "p.jsonl"}, r"prompts: expected a block \{path, per_round, repeat\}, found 'p\.jsonl'"),
+        ({"pair": "best"}, r"pair: expected a block \{key: value\}, found 'best'"),
+        ({"rounds": "3"}, "rounds: input should be a valid integer, found '3'"),
+        ({"rounds": True}, "rounds: input should be a valid integer, found True"),
+        ({"config": "nope.yaml"}, r"config: no config 'nope\.yaml'; shipped ones, .*dpo\.yaml"),
+        ({"train": {"loss.betta": 1}}, r"train\.loss\.betta: there is no option 'betta'; did you mean beta\?"),
+        ({"train": {"data": {"train": "x"}}}, r"train\.data\.train: the loop sets it itself"),
         ({"sample": {"engine": "continous"}}, r"sample\.engine: expected .*; did you mean continuous\?"),
         ({"train": {"output_dir": "x"}}, r"train\.output_dir: the loop sets it itself"),
-        ({"train": {"learning_rat": 1}}, "learning_rat: unknown key; did you mean learning_rate"),
+        ({"train": {"learning_rat": 1}}, r"train\.learning_rat: unknown key; did you mean learning_rate"),
         ({"pair": {"min_margn": 1}}, r"pair\.min_margn: unknown key; did you mean pair\.min_margin\?"),
         ({"pair": {"min_margin": "0.1"}}, r"pair\.min_margin: expected .*, found '0\.1'"),
         ({"train": {"loss": {"name": "bradley_terry"}}}, "loss: it trains a reward model"),
@@ -40,6 +55,98 @@ from alignlab.rounds.watch import stopped
 def test_mistakes_are_named(changes: dict[str, Any], message: str, loop: Any) -> None:
     with pytest.raises(ValueError, match=message):
         load_rounds(loop(**changes))
+
+
+LISTS = {"name": "plackett_luce"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss", "message"),
+    [
+        (
+            "lists",
+            {"name": "dpo"},
+            "lists gives lists of answers, and the loss dpo needs pairs; allowed with it: best_worst",
+        ),
+        (
+            "lists",
+            {"name": "kto"},
+            "lists gives lists of answers, and the loss kto needs single answers; .*: best, or a",
+        ),
+        ("best_worst", LISTS, "best_worst gives pairs, and the loss plackett_luce needs lists of answers; .*: lists$"),
+        ("best", {"name": "dpo"}, "best gives single answers, and the loss dpo needs pairs"),
+        ("human_own", {"name": "odpo"}, "human_own gives pairs without scores, and the loss odpo reads "),
+    ],
+)
+def test_rows_that_the_loss_does_not_read(rule: str, loss: dict[str, Any], message: str, loop: Any) -> None:
+    """Else the data room would read lists as pairs and pairs as lists of two, by a choice that is not ``pair``'s."""
+    values = loop(pair={"rule": rule})
+    values["train"] = {**values["train"], "loss": loss}
+    with pytest.raises(ValueError, match=rf"^pair\.rule: {message}"):
+        load_rounds(values)
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss"),
+    [("lists", LISTS), ("best_worst", {"name": "kto"}), ("best", {"name": "sft", "data": "labelled"})],
+)
+def test_rows_that_the_loss_reads(rule: str, loss: dict[str, Any], loop: Any) -> None:
+    values = loop(pair={"rule": rule})
+    values["train"] = {**values["train"], "loss": loss}
+    assert load_rounds(values).pair_options().rule == rule
+
+
+def test_a_gold_answer_is_asked_for_where_the_loss_reads_one(loop: Any) -> None:
+    values = loop()
+    values["train"] = {**values["train"], "loss": {"name": "tpo"}}
+    with pytest.raises(ValueError, match=r"pair\.gold: the loss tpo needs a gold answer in every pair; found false"):
+        load_rounds(values)
+    assert load_rounds(values | {"pair": {"gold": True}}).pair_options().gold
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prompts": {"path": "FOLDER/none.jsonl"}},
+            r"prompts\.path: FOLDER/none\.jsonl: no such file or folder; allowed are",
+        ),
+        ({"data": {"mix": [{"path": "FOLDER/none.jsonl"}]}}, r"data\.mix\.0\.path: FOLDER/none\.jsonl: no such file"),
+        ({"stop": {"patience": 1, "prompts": "FOLDER/none.jsonl"}}, r"stop\.prompts: FOLDER/none\.jsonl: no such file"),
+        ({"judge": {"rm": "FOLDER/none.py:short"}}, r"judge\.rm\.name: no file FOLDER/none\.py"),
+        (
+            {"judge": {"rm": "FOLDER/judges.py:shrt"}},
+            r"judge\.rm\.name: FOLDER/judges\.py has no function 'shrt'; found short,",
+        ),
+        (
+            {"judge": {"rm": {"name": "FOLDER/judges.py:short", "dtype": "auto"}}},
+            r"judge\.rm\.dtype: a function takes no",
+        ),
+        (
+            {"judge": {"rm": {"nme": "x"}}},
+            r"judge\.rm\.name: expected file\.py:function, a model's path or .*, found None",
+        ),
+        ({"judge": {"rm": "FOLDER/none"}}, r"judge\.rm: the model of 'FOLDER/none' cannot be loaded: there is no such"),
+        (
+            {"judge": {"rm": {"name": "FOLDER/none", "dtyp": "auto"}}},
+            r"judge\.rm\.dtyp: unknown key; did you mean judge\.rm\.dtype",
+        ),
+        ({"judge": {"rm": "MODEL"}}, r"judge\.rm: MODEL has 2 outputs; a reward model has one"),
+        ({"stop": {"patience": 1, "judge": "FOLDER/judges.py:no"}}, r"stop\.judge\.name: .* has no function 'no'"),
+        ({"start": "FOLDER/none"}, r"start: the tokenizer of 'FOLDER/none' cannot be loaded: there is no such folder"),
+        ({"launcher": "torchrnu -m"}, r"launcher: no program 'torchrnu' on PATH"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_computed(
+    changes: dict[str, Any], message: str, loop: Any, tmp_path: Path, model_path: Path
+) -> None:
+    def put(text: str, by: Any = str) -> str:
+        return text.replace("FOLDER", by(str(tmp_path))).replace("MODEL", by(str(model_path)))
+
+    rounds = Rounds.load(loop(**json.loads(put(json.dumps(changes)))))
+    with pytest.raises(ValueError, match=f"^{put(message, re.escape)}"):
+        rounds.run(lambda _: None)
+    assert not rounds.loop.folder.exists()
 
 
 def test_what_decides_is_neither_trained_on_nor_ranks(loop: Any, tmp_path: Path) -> None:
