@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignlab import losses
 from alignlab.config import RunConfig, Values, block_of, find_config, parse_yaml, read_yaml, unknown_key
@@ -17,7 +17,14 @@ from alignlab.sampling import check_engine
 
 from .config import STOPPING, Data, Ema, Part, Prompts, RoundsConfig, Sample, Stop
 
-_BLOCKS = {"prompts": Prompts, "sample": Sample, "data": Data, "stop": Stop, "reference": Ema, "mix": Part}
+_BLOCKS: dict[str, type[BaseModel]] = {
+    "prompts": Prompts,
+    "sample": Sample,
+    "data": Data,
+    "stop": Stop,
+    "reference": Ema,
+    "mix": Part,
+}
 _ALLOWED = {  # what may stand where several types may
     "reference": "initial, previous or {ema: NUMBER}, a number between 0 and 1",
     "data.accumulate": "last, all or a whole number of rounds, at least 1",
