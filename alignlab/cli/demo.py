@@ -6,11 +6,13 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .demo_rounds import rounds_of_the_demo
+from .console import quiet_libraries
+from .demo_rounds import one_thread, rounds_of_the_demo
 from .parsers import add_reader, with_examples
 
 # torch and all that needs it is imported inside functions, so that `alignlab demo --help` comes at once.
@@ -44,6 +46,13 @@ def add_to(commands: Any) -> None:
 def main(words: Sequence[str] = ()) -> None:
     """Runs the demo: rows and an untrained model, a supervised start, preference training, and what came of it."""
     options = _parser().parse_args(words)
+    if options.rounds:
+        quiet_libraries()  # a loop loads its models many times
+    with one_thread() if options.rounds else nullcontext():
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     folder = Path(options.output_dir)
     say = _console().print
     say("[bold]1/4  Making rows, a tokenizer and a model with random weights[/]")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .console import show
 
-PROMPTS, HELD_OUT = 1536, 128
+PROMPTS, HELD_OUT, SHOWN = 1536, 128, 3
 JUDGES = '''"""Judges of the demo: its true reward, which ranks, and a part of it, which decides when to stop."""
 
 from alignlab.data import toy
@@ -22,6 +24,20 @@ def reward(prompt, answer):
 def helpful(prompt, answer):
     return toy.rewards(prompt[-1]["content"], answer)["helpful"]
 '''
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: of a model of a million parameters two make no quicker steps, and on a machine that
+    is busy they wait for each other at the full cost of both."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def rounds_of_the_demo(folder: Path, start: Path, rounds: int, seed: int) -> None:
@@ -39,7 +55,20 @@ def rounds_of_the_demo(folder: Path, start: Path, rounds: int, seed: int) -> Non
     loop = Rounds.load(demo_loop(folder, start, rounds, seed))
     loop.run(lambda line: show(f"\n{line}"))
     found = round_rows(loop.loop)
-    show(rounds_table(found), best_line(found).strip(), f"The report: {loop.loop.folder / 'rounds.md'}")
+    show(rounds_table(found), best_line(found).strip(), *answers_of(loop.loop.folder, found[-1]["round"]))
+    last = loop.loop.folder / f"round-{found[-1]['round']:02}" / "train"
+    show(f"\nThe model of the last round: {last}", f"The report: {loop.loop.folder / 'rounds.md'}")
+
+
+def answers_of(folder: Path, last: int) -> Iterator[str]:
+    """Yields the first held-out questions with what was answered at the start and after the last round, and rewards."""
+    from alignlab.answers import read_answers
+
+    start, end = (read_answers(folder / f"round-{number:02}" / "watch" / "answers.jsonl") for number in (0, last))
+    for _, before, after in zip(range(SHOWN), start, end, strict=False):
+        yield f"\n{before.prompt[-1]['content']}"  # type: ignore[index]
+        for name, row in (("start", before), (f"round {last}", after)):
+            yield f"  {name:8} {row.answers[0].scores['reward'] or 0:+.1f}  {row.answers[0].text}"
 
 
 def demo_loop(folder: Path, start: Path, rounds: int, seed: int) -> dict[str, Any]:
