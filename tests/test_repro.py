@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import doctest
 import importlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -375,3 +377,50 @@ def test_overoptimised_program(output: Path) -> None:
         assert row["gold"] < max(one["gold"] for one in rows if one["kind"] == row["kind"])
     assert len(read(output / "repro_overoptimised_claims.csv")) == 2 * (3 * 7 + 2)
     assert (output / "repro_overoptimised.png").stat().st_size > 10_000
+
+
+# ---- loops ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nats", [0.0, 0.5])
+def test_kl_of_the_data_to_the_chain_itself_is_nought(nats: float) -> None:
+    """A model that is the chain is 0 nats away; one that ends answers with probability exp(-0.5) only, 0.5."""
+    spin, made, tiny = program("spin"), program("world").World(0), program("tiny")
+    words = tiny.tokenizer()
+    first, end = words.convert_tokens_to_ids("w0"), words.eos_token_id
+
+    def chain(tokens: torch.Tensor, **others: Any) -> Any:
+        """The word before the first of an answer stands one place farther back, before the turn's own token."""
+        before = torch.where(tokens < first, tokens.roll(1, -1), tokens).clamp(min=first) - first
+        logits = torch.full((*tokens.shape, len(words)), -torch.inf, dtype=torch.float64)
+        logits[..., first : first + 24] = made.transitions[before].log()
+        logits[:, -1] = -torch.inf
+        logits[:, -1, end] = -nats
+        logits[:, -1, first] = math.log(-math.expm1(-nats)) if nats else -torch.inf
+        return SimpleNamespace(logits=logits)
+
+    assert spin.data_kl(chain, made, made.demonstrations(20, "test data")) == pytest.approx(nats, abs=1e-12)
+
+
+def test_pairs_against_itself_hold_whole_answers_that_differ(output: Path) -> None:
+    """The demonstration is chosen; the rejected one is the model's own, ended by itself, and another one."""
+    spin, made, tiny = program("spin"), program("world").World(0), program("tiny")
+    rows, model = made.demonstrations(24), tiny.start(0, output / "work", quick=True)
+    pairs = spin.against_itself(model, rows, 3)
+    chosen = {str(row["prompt"]) + str(row["completion"]) for row in rows}
+    assert 0 < len(pairs) <= 24
+    assert all(str(row["prompt"]) + str(row["chosen"]) in chosen for row in pairs)
+    assert all(row["chosen"] != row["rejected"] for row in pairs)
+    assert spin.against_itself(model, rows, 3) == pairs
+
+
+@pytest.mark.slow
+def test_spin_program(output: Path) -> None:
+    """The start and two rounds of each method; all of them begin at the same KL."""
+    spin = program("spin")
+    rows = quick("spin", output)
+    assert [(row["method"], row["round"]) for row in rows] == [
+        (name, step) for name in spin.METHODS for step in range(3)
+    ]
+    assert len({row["data_kl"] for row in rows[::3]}) == 1
+    assert len({row["data_kl"] for row in rows[1::3]}) == 3
