@@ -15,8 +15,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,13 @@ from typing import Any
 from workloads import (
     PROFILES,
     WARM_UP,
+    apart,
     machine,
     make_model,
     make_tokenizer,
     profile_rows,
     synchronise,
+    tell,
     timed,
     write_csv,
 )
@@ -61,7 +61,7 @@ def main() -> None:
         profile(options)
         return
     if options.worker:
-        print("RESULT " + json.dumps(measure({**BASE, **json.loads(options.worker)}, options)))
+        tell(measure({**BASE, **json.loads(options.worker)}, options))
         return
     rows = []
     for table in options.cases:
@@ -75,12 +75,7 @@ def main() -> None:
 def run_worker(case: dict[str, Any]) -> dict[str, float]:
     """Measures a case in a process of its own; one before it has filled the score cache."""
     for _ in range(1 if "measure" in case else 2):
-        words = [sys.executable, __file__, *sys.argv[1:], "--worker", json.dumps(case)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not lines:
-            raise RuntimeError(f"{case} failed:\n{done.stderr[-3000:]}")
-        result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+        result = apart(json.dumps(case))
         if result.pop("was_cached"):
             break
     print(case, {name: round(value, 3) for name, value in result.items()}, flush=True)

@@ -15,14 +15,12 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from speed import make_trainer
-from workloads import WARM_UP, make_model, make_tokenizer, timed, write_csv
+from workloads import WARM_UP, apart, make_model, make_tokenizer, tell, timed, write_csv
 
 PROGRAMS = ("lists", "pairs packed", "pairs padded", "trl")
 FIGURES = ("tokens_per_step", "processor_seconds_per_step", "seconds_per_step", "peak_megabytes")
@@ -39,7 +37,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=PROGRAMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print("RESULT " + json.dumps(measure(options.worker, options)))
+        tell(measure(options.worker, options))
         return
     options.output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -54,12 +52,7 @@ def main() -> None:
 
 def run_worker(program: str) -> dict[str, float]:
     """Runs one measurement in a process of its own, with this process's options."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--worker", program]
-    done = subprocess.run(words, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{program} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    result = apart(program)
     print(f"{program:13} {result['processor_seconds_per_step']:.2f} s of the processor a step", flush=True)
     return result
 

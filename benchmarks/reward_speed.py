@@ -10,15 +10,23 @@ the process, which a busy machine disturbs less. Memory is the peak above the st
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from workloads import PROFILES, WARM_UP, machine, make_model, make_tokenizer, profile_rows, timed, write_csv
+from workloads import (
+    PROFILES,
+    WARM_UP,
+    apart,
+    machine,
+    make_model,
+    make_tokenizer,
+    profile_rows,
+    settings_of,
+    tell,
+    timed,
+    write_csv,
+)
 
 KEYS = ("pairs_per_second", "pairs_per_processor_second", "tokens_per_step", "peak_megabytes")
 
@@ -33,7 +41,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, metavar=("PROGRAM", "WORKLOAD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print("RESULT " + json.dumps(measure(*options.worker, options)))
+        tell(measure(*options.worker, options))
         return
     found = [
         {"workload": workload, "program": program, "repeat": repeat, **run_worker(program, workload)}
@@ -57,12 +65,7 @@ def main() -> None:
 
 def run_worker(program: str, workload: str) -> dict[str, float]:
     """Runs one measurement in a process of its own, with this process's options."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--worker", program, workload]
-    done = subprocess.run(words, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{program} on {workload} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    result = apart(program, workload)
     print(f"{workload:14} {program:9} {result['pairs_per_processor_second']:.2f} pairs a processor second", flush=True)
     return result
 
@@ -71,25 +74,11 @@ def measure(program: str, workload: str, options: argparse.Namespace) -> dict[st
     """Trains and returns throughput, tokens through the model a step, and peak memory above the start (MB)."""
     import logging
 
-    from transformers import TrainerCallback
-
     logging.disable(logging.WARNING)
     rows = profile_rows(*PROFILES[workload])[: options.pairs * (options.steps + WARM_UP)]
     trainer = make_trainer(program, rows, options.output / "work" / f"{program}-{workload}", options)
-    clock = {"start": 0.0, "end": 0.0}
-
-    class Processor(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARM_UP:
-                clock["start"] = time.process_time()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            clock["end"] = time.process_time()
-
-    trainer.add_callback(Processor())
     found = timed(trainer, options.pairs, options.steps)
-    seconds = clock["end"] - clock["start"]
-    return {**found, "pairs_per_processor_second": options.pairs * options.steps / seconds}
+    return {**found, "pairs_per_processor_second": options.pairs / found["processor_seconds_per_step"]}
 
 
 def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options: argparse.Namespace) -> Any:
@@ -102,20 +91,7 @@ def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options
     make_model().save_pretrained(folder / "model")
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
-    settings: dict[str, Any] = {
-        "output_dir": str(folder / "run"),
-        "max_steps": options.steps + WARM_UP,
-        "per_device_train_batch_size": options.pairs,
-        "learning_rate": 1e-6,
-        "logging_steps": 1000,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "max_length": 1024,
-    }
+    settings = settings_of(folder, options)
     if program == "alignlab":
         from alignlab import PreferenceConfig, PreferenceTrainer
 

@@ -11,15 +11,25 @@ repeat, because a shared machine drifts. Writes CSV and PNG to ``--output``.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from workloads import PROFILES, WARM_UP, hh_rows, machine, make_model, make_tokenizer, profile_rows, timed, write_csv
+from workloads import (
+    PROFILES,
+    WARM_UP,
+    apart,
+    hh_rows,
+    machine,
+    make_model,
+    make_tokenizer,
+    profile_rows,
+    settings_of,
+    tell,
+    timed,
+    write_csv,
+)
 
 
 def main() -> None:
@@ -34,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         program, workload = options.worker
-        print("RESULT " + json.dumps(measure(program, workload, options)))
+        tell(measure(program, workload, options))
         return
     workloads = options.workloads or (["hh"] if options.hh else []) + list(PROFILES)
     results = [
@@ -53,12 +63,7 @@ def main() -> None:
 
 def run_worker(program: str, workload: str) -> dict[str, float]:
     """Runs one measurement in a process of its own, with this process's options."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--worker", program, workload]
-    done = subprocess.run(words, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{program} on {workload} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    result = apart(program, workload)
     print(f"{workload:14} {program:9} {result['pairs_per_second']:.2f} pairs/s", flush=True)
     return result
 
@@ -80,26 +85,12 @@ def measure(program: str, workload: str, options: argparse.Namespace) -> dict[st
 
 def make_trainer(program: str, rows: list[dict[str, str]], folder: Path, options: argparse.Namespace) -> Any:
     """Returns the program's trainer over rows, with its reference scores made."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     from alignlab import PreferenceConfig, PreferenceTrainer
 
     tokenizer, model = make_tokenizer(rows), make_model()
-    settings: dict[str, Any] = {
-        "output_dir": str(folder / "run"),
-        "max_steps": options.steps + WARM_UP,
-        "per_device_train_batch_size": options.pairs,
-        "learning_rate": 1e-6,
-        "logging_steps": 1000,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "max_length": 1024,
-    }
+    settings = settings_of(folder, options)
     if program == "alignlab":
         args = PreferenceConfig(**settings, score_cache_dir=str(folder / "scores"))
         return PreferenceTrainer(model, args, "dpo", rows, None, tokenizer)

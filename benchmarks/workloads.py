@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import json
 import platform
 import random
 import resource
+import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +84,44 @@ def make_model(vocabulary: int = 8192) -> Any:
     shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, pad_token_id=0, eos_token_id=1, **shape)
     return AutoModelForCausalLM.from_config(config)
+
+
+def settings_of(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the trainer's options that both programs share: ``options`` has pairs a step, and timed steps."""
+    import torch
+
+    return {
+        "output_dir": str(folder / "run"),
+        "max_steps": options.steps + WARM_UP,
+        "per_device_train_batch_size": options.pairs,
+        "learning_rate": 1e-6,
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "max_length": 1024,
+    }
+
+
+# ---- a process of its own -------------------------------------------------------------------------------------------
+
+
+def apart(*worker: str) -> dict[str, float]:
+    """Runs this program again, with its own options and ``--worker`` and these words; returns what ``tell`` printed."""
+    done = subprocess.run([sys.executable, *sys.argv, "--worker", *worker], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(f"{' '.join(worker)} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def tell(result: dict[str, float]) -> None:
+    """Prints a worker's figures, for ``apart`` to read."""
+    print("RESULT " + json.dumps(result))
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------

@@ -424,3 +424,36 @@ def test_spin_program(output: Path) -> None:
     ]
     assert len({row["data_kl"] for row in rows[::3]}) == 1
     assert len({row["data_kl"] for row in rows[1::3]}) == 3
+
+
+def test_pairs_of_the_models_own_answers_are_labelled_by_the_true_reward(output: Path) -> None:
+    """The chosen answer is better in as many pairs as the mean of sigmoid(|gap|) says, within three errors."""
+    iterated, made, tiny = program("iterated"), program("world").World(0), program("tiny")
+    model = tiny.start(0, output / "work", quick=True)
+    rows = iterated.own_pairs(model, made, 200, "start")
+    assert 150 < len(rows) <= 200
+    assert rows == iterated.own_pairs(model, made, 200, "start")
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    rewards = [[made.rewards(row[name][0]["content"])[0] for name in ("chosen", "rejected")] for row in rows]
+    gaps = torch.tensor([good - bad for good, bad in rewards])
+    gaps = gaps[gaps != 0]
+    likely = torch.sigmoid(gaps.abs())
+    error = float((likely * (1 - likely)).mean() / len(likely)) ** 0.5
+    assert abs(float((gaps > 0).float().mean() - likely.mean())) < 3 * error
+    assert 0.6 < float((gaps > 0).float().mean()) < 0.95
+
+
+@pytest.mark.slow
+def test_iterated_program(output: Path) -> None:
+    """The start, and four methods after every second of eight steps; offline pairs in parts are those of on-policy."""
+    iterated = program("iterated")
+    rows = quick("iterated", output)
+    assert [(row["method"], row["step"]) for row in rows] == [("start", 0)] + [
+        (method, step) for method in iterated.METHODS for step in (2, 4, 6, 8)
+    ]
+    found = {method: [row["pairs"] for row in rows if row["method"] == method] for method in iterated.METHODS}
+    assert sum(found["on-policy in parts"]) == found["on-policy"][0] > 48
+    assert found["off-policy"] == [64] * 4
+    assert all(8 < pairs <= 16 for pairs in found["rounds"])
+    assert all(row["kl"] > 0 for row in rows[1:])
+    assert len({row["kl"] for row in rows[1:]}) == 16

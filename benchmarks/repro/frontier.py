@@ -50,8 +50,7 @@ def train(method: str, beta: float, seed: int, work: Path, quick: bool) -> list[
 
     def watch(step: int, model: Any) -> None:
         if step in points:
-            measured = tiny.measure(model, base, world, prompts)
-            rows.append({"step": step, **measured, "best_reward": world.best_reward(measured["kl"], prompts)})
+            rows.append({"step": step, **beside_best(model, base, world, prompts)})
 
     batch = 32 if method == "KTO" else 16  # its rows are single completions: so it reads as many as the others
     loss = loss_of(method, beta)
@@ -63,7 +62,13 @@ def start(seed: int, work: Path, quick: bool) -> Row:
     """Returns the figures of the supervised start itself."""
     world, base = World(seed), tiny.start(seed, work, quick=quick)
     prompts = world.prompts(tiny.PROMPTS if not quick else 32, "test")
-    return {"step": 0, **tiny.measure(base, base, world, prompts), "best_reward": world.best_reward(0.0, prompts)}
+    return {"step": 0, **beside_best(base, base, world, prompts)}
+
+
+def beside_best(model: Any, base: Any, world: World, prompts: Sequence[str]) -> Row:
+    """Returns what sampled answers are like, and the best possible reward at their KL."""
+    measured = tiny.measure(model, base, world, prompts)
+    return {**measured, "best_reward": world.best_reward(measured["kl"], list(prompts))}
 
 
 def main(words: Sequence[str] | None = None) -> results.Runs:

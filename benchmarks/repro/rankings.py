@@ -24,7 +24,7 @@ from typing import Any
 import results
 import tiny
 import torch
-from frontier import values_at
+from frontier import beside_best, start, values_at
 from torch import Tensor
 from world import Row, World
 
@@ -138,18 +138,10 @@ def train(method: str, beta: float, seed: int, work: Path, quick: bool) -> list[
 
     def watch(step: int, model: Any) -> None:
         if step in points:
-            measured = tiny.measure(model, base, world, prompts)
-            rows.append({"step": step, **measured, "best_reward": world.best_reward(measured["kl"], prompts)})
+            rows.append({"step": step, **beside_best(model, base, world, prompts)})
 
     fit(base, method, beta, seed, lists, steps, watch)
     return rows
-
-
-def start(seed: int, work: Path, quick: bool) -> Row:
-    """Returns the figures of the supervised start itself."""
-    world, base = World(seed), tiny.start(seed, work, quick=quick)
-    prompts = world.prompts(tiny.PROMPTS if not quick else 32, "test")
-    return {"step": 0, **tiny.measure(base, base, world, prompts), "best_reward": world.best_reward(0.0, prompts)}
 
 
 def main(words: Sequence[str] | None = None) -> results.Runs:
