@@ -46,9 +46,9 @@ bench-losses: $(TOOLS)
 gpu: $(TOOLS)
 	$(BIN)/python benchmarks/gpu.py $(GPU)
 
-# What papers claim of the losses, at a size that anyone can rerun: nine programs, some 50 minutes of processor time; REPRO=--quick: a few.
+# What papers claim of the losses, at a size that anyone can rerun: twelve programs, some 50 minutes of processor time; REPRO=--quick: a few.
 repro: $(TOOLS)
-	for program in bandit noise frontier pareto same groups rankings hybrid reward overoptimised; do \
+	for program in bandit noise frontier pareto same groups rankings hybrid reward overoptimised spin iterated; do \
 	  $(BIN)/python benchmarks/repro/$$program.py $(REPRO) || exit 1; done
 
 # The pages as a site, in build/site: open its index.html.
