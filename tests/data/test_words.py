@@ -69,12 +69,17 @@ def test_a_tokenizer_of_another_mind_is_asked_for_all():
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
+    """A word of every batch is asked for once; of those that came once, the last ten to twenty are remembered."""
     monkeypatch.setattr(module, "REMEMBERED", 10)
-    words = words_of(BACKENDS[0])
-    for number in range(30):
+    words, asked = words_of(BACKENDS[0]), []
+    monkeypatch.setattr(words, "_whole", lambda texts: asked.extend(texts) or whole(BACKENDS[0], texts))
+    for number in range(100):
         texts = [f"{number} the", f"fox {number}"]
         assert words(texts) == whole(BACKENDS[0], texts)
-    assert len(words._known) <= 10 + 4
+    assert max(len(words._known), len(words._former)) <= 10 + 4
+    assert asked.count(" the") == 1
+    assert "99" in words._known
+    assert "50" not in words._known.keys() | words._former.keys()
 
 
 def test_a_batch_does_not_go_through_all_that_is_remembered():
