@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import make_rows
@@ -27,8 +30,22 @@ disable_tqdm: true
     return str(tmp_path / "run.yaml")
 
 
-def test_a_training_finds_what_scoring_left(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Six pairs are twelve completions; the second pass and the training score none."""
+def test_a_training_finds_what_scoring_left(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six pairs are twelve completions; the second pass and the training score none.
+
+    The file of the rows is hashed once in all: the run, which asks whether its folder holds it, and the prepared set
+    remember it in the same place.
+    """
+    hashed, digest = [], hashlib.file_digest
+
+    def told(file: Any, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", told)
+    os.utime(tmp_path / "rows.jsonl", (1e9, 1e9))
     assert main(["score", config]) == 0
     assert "reference: 12 completions scored here" in capsys.readouterr().out
     shards = sorted((tmp_path / "scores").rglob("*.safetensors"))
@@ -38,6 +55,7 @@ def test_a_training_finds_what_scoring_left(config: str, tmp_path: Path, capsys:
     assert main(["train", config]) == 0
     assert sorted((tmp_path / "scores").rglob("*.safetensors")) == shards
     assert not (tmp_path / "out" / "checkpoint-1").exists()
+    assert hashed.count("rows.jsonl") == 1
 
 
 def test_scoring_without_a_cached_reference_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
