@@ -19,11 +19,11 @@ from .prepare import Prepared, prepare
 from .prompts import AskedPrompt, AskedPrompts, prompt_id, read_prompts
 from .rows_file import open_rows
 from .schema import BadRow, DataReport, RowError, SourceReport
-from .set_identity import prepared_key
+from .set_identity import prepared_key, tokenizer_digest
 from .show import peek
 from .shown import as_values, printable, render
 from .sources import check_there, open_sources
-from .texts import TextReader
+from .texts import TextReader, reading_options
 
 if TYPE_CHECKING:
     from . import toy
@@ -83,6 +83,7 @@ __all__ = [
     "printable",
     "prompt_id",
     "read_prompts",
+    "reading_options",
     "render",
     "row_tokens",
     "rows_digest",
@@ -91,6 +92,7 @@ __all__ = [
     "sequences_of",
     "sources_digest",
     "statistics",
+    "tokenizer_digest",
     "toy",
     "value_counts",
     "value_ranges",

@@ -83,6 +83,11 @@ def _rows(rows: Any) -> Iterator[bytes]:
         yield repr(row).encode("utf-8", "backslashreplace")
 
 
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns 32 hex digits that tell a tokenizer and its chat template from any that makes other tokens."""
+    return hashlib.blake2b(repr(_tokenizer(tokenizer)).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
     tokenizer("a")  # a tokenizer forgets the padding and truncation of the call before
     if tokenizer.is_fast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,21 @@ from .tokenise import Ids, Tokeniser, truncate
 Prompt = str | list[Message]
 
 
+def reading_options(reading: Mapping[str, Any]) -> DataOptions:
+    """Returns the options of rows that a saved reward model was trained with.
+
+    Raises:
+        ValueError: one of them is unknown, or has a value that is not allowed.
+    """
+    unknown = sorted(reading.keys() - {one.name for one in fields(DataOptions)})
+    if unknown:
+        raise ValueError(f"reward_model.json: reading.{unknown[0]}: no option of rows has this name")
+    try:
+        return DataOptions(**reading)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward_model.json: reading: {error}") from error
+
+
 class TextReader:
     """Reads a prompt and an answer as a completion of a training row is read.
 
@@ -27,7 +43,7 @@ class TextReader:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, reading: Mapping[str, Any]) -> None:
-        self.options = DataOptions(kind="labelled", default_label=True, **reading)
+        self.options = replace(reading_options(reading), kind="labelled", default_label=True)
         self.control = ControlTokens(tokenizer, self.options.special_tokens_in_text)
         self.template = ChatTemplate(tokenizer, self.options, DataReport())
         self.tokeniser = Tokeniser(tokenizer, self.options.add_eos)

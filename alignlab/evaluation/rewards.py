@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,9 @@ def reward_bench(
         with evaluating(model):
             layout = send_to_device(layout_sequences(sequences, pad_id, mode), device)
             rewards = scoring.values(model, layout)[0].double().mean(-1).tolist()
+        strange = next((one for one in rewards if not math.isfinite(one)), None)
+        if strange is not None:
+            raise ValueError(f"{place}: the reward of an answer is {strange}; no score can be made of that")
         one = BenchRow(index, place, str(raw.get("id", index)), str(raw["subset"]), [], rewards[len(correct) :])
         one.correct = rewards[: len(correct)]
         found.append(one)
@@ -152,10 +156,19 @@ def bench_figures(rows: Sequence[BenchRow]) -> Figures:
             figures["ties"] = rewardbench.ties(*_ties(own))
             score = figures["ties"]["score"]
         else:
-            score = float(np.mean([rewardbench.best_of(row.correct, row.wrong) for row in own]))
+            score = float(np.mean([_best_of(row) for row in own]))
         figures["subsets"][name] = {"score": score, "rows": len(own)}
     figures["score"] = float(np.mean([one["score"] for one in figures["subsets"].values()]))
     return figures
+
+
+def _best_of(row: BenchRow) -> float:
+    if len(row.correct) != 1:
+        raise ValueError(
+            f"{row.source}: a row of {row.subset} has one correct answer, found {len(row.correct)}; several are for "
+            "the subset Ties"
+        )
+    return rewardbench.best_of(row.correct, row.wrong)
 
 
 def _ties(rows: Sequence[BenchRow]) -> tuple[dict[int, Any], dict[int, Any]]:
@@ -164,6 +177,8 @@ def _ties(rows: Sequence[BenchRow]) -> tuple[dict[int, Any], dict[int, Any]]:
         kind, _, number = row.id.partition(":")
         if kind not in parts or not number.isdecimal():
             raise ValueError(f"{row.source}: id of a row of Ties: expected ref:N or tied:N, found {row.id!r}")
+        if int(number) in parts[kind]:
+            raise ValueError(f"{row.source}: two rows of Ties have the id {row.id!r}; one of them would not count")
         parts[kind][int(number)] = (row.correct, row.wrong)
     return parts["ref"], parts["tied"]
 

@@ -17,7 +17,7 @@ from torch import nn
 from alignlab import models
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import Dtype, ModelOptions
-from alignlab.data import DataOptions, DataReport, TextReader, kind_of, open_sources
+from alignlab.data import DataOptions, DataReport, TextReader, kind_of, open_sources, reading_options
 from alignlab.judges import Judge, build_judge
 from alignlab.runtime import describe_environment, workers_of_a_rank
 from alignlab.scoring import choose_layout
@@ -154,7 +154,7 @@ def _evaluate_rewards(options: EvalOptions, outputs: int, state: PartialState, s
         result["bench"] = bench_figures(rows)
     else:
         sets = PreparedSets(default_root(), workers_of_a_rank(), state.is_main_process)
-        prepared = sets.open(source, tokenizer, DataOptions(**reading), options.seed)
+        prepared = sets.open(source, tokenizer, reading_options(reading), options.seed)
         say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} pairs")
         shown = state.is_main_process
         rows = reward_pairs(model, prepared.dataset, pad, batch_size=options.batch_size, mode=mode, progress=shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignlab.cache import fingerprint_model
 from alignlab.config import ModelOptions, holds_adapter
-from alignlab.data import RowError, ScoredSequence, TextReader, layout_sequences
+from alignlab.data import RowError, ScoredSequence, TextReader, layout_sequences, tokenizer_digest
 from alignlab.models import architecture, load_model, outputs_of, pad_token_id, reading_of, torch_dtype
 from alignlab.runtime import unsharded
 from alignlab.scoring import base_of, values
@@ -60,6 +61,7 @@ class RewardModel(Judge):
         self.pad = pad_token_id(self.tokenizer)
         base_of(model).config.get_text_config().pad_token_id = self.pad  # the reward is read at the last other token
         self.model, self.options = model.eval().requires_grad_(False), options
+        self._reading = [tokenizer_digest(self.tokenizer), self.reader.options if self.reader else options.max_length]
         self._fingerprint: str | None = None
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
@@ -74,11 +76,11 @@ class RewardModel(Judge):
         return [one if math.isfinite(one) else None for one in found]
 
     def identity(self) -> str:
-        """Returns the fingerprint of its weights, and how long a text it is shown."""
+        """Returns the fingerprint of its weights, and a digest of how it reads: tokenizer, template, length."""
         if self._fingerprint is None:
             dtype = str(self.model.dtype).removeprefix("torch.")
             self._fingerprint = fingerprint_model(self.model, compute_dtype=dtype)
-        return f"{self._fingerprint} {self.options.max_length}"
+        return f"{self._fingerprint} {hashlib.blake2b(repr(self._reading).encode(), digest_size=16).hexdigest()}"
 
     def rewards(self, texts: Sequence[tuple[Prompt, str]]) -> list[float]:
         """Returns the reward of each completion of a prompt; NaN for one that its model cannot read."""

@@ -51,7 +51,11 @@ def _outputs_of_adapter(path: str) -> int | None:
 
 
 def reading_of(path: str, revision: str = "main") -> dict[str, Any] | None:
-    """Returns what ``reward_model.json`` of a folder or hub id says: "outputs", and "reading", the options of rows."""
+    """Returns what ``reward_model.json`` of a folder or hub id says: "outputs", and "reading", the options of rows.
+
+    Raises:
+        ValueError: there is one that cannot be read, or says something else.
+    """
     if Path(path).exists():
         file = Path(path) / RECORD
         found: Any = file if file.is_file() else None
@@ -60,7 +64,23 @@ def reading_of(path: str, revision: str = "main") -> dict[str, Any] | None:
             found = cached_file(path, RECORD, revision=revision, _raise_exceptions_for_missing_entries=False)
         except (OSError, ValueError):  # no folder, and no name that the hub could know: loading it says so
             found = None
-    return None if found is None else dict(json.loads(Path(found).read_text(encoding="utf-8")))
+    return None if found is None else _record(Path(found))
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """Reads ``reward_model.json``; whoever edits it by hand is told what is wrong with it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from error
+    found = found if isinstance(found, dict) else {}
+    outputs, reading = found.get("outputs"), found.get("reading")
+    if type(outputs) is not int or outputs < 1 or not isinstance(reading, dict):
+        raise ValueError(
+            f"{file}: expected outputs, a whole number from 1, and reading, options by name; found outputs {outputs!r} "
+            f"and reading {reading!r}"
+        )
+    return {"outputs": outputs, "reading": reading}
 
 
 def save_reading(model: nn.Module, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from making import make_model, make_rows
 
 from alignlab.cli import main
-from alignlab.evaluation.rewards import BenchRow, bench_figures, is_bench
+from alignlab.data import TextReader
+from alignlab.evaluation.rewards import BenchRow, bench_figures, is_bench, reward_bench
 from alignlab.judges.reward_model import RewardModel
 
 
@@ -83,6 +85,25 @@ def test_figures_of_reward_bench_2_by_hand() -> None:
     assert bench_figures(rows) == {"subsets": {"Math": {"score": 0.75, "rows": 2}}, "score": 0.75}
     with pytest.raises(ValueError, match=r"f:9: id of a row of Ties: expected ref:N or tied:N, found '17'"):
         bench_figures([BenchRow(0, "f:9", "17", "Ties", [1.0], [0.0])])
+
+
+def test_rows_of_reward_bench_2_that_would_not_count_are_named() -> None:
+    rows = [
+        BenchRow(n, f"f:{n}", name, "Ties", [1.0, 2.0], [0.0]) for n, name in enumerate(["ref:1", "tied:1", "ref:1"])
+    ]
+    with pytest.raises(ValueError, match=r"f:2: two rows of Ties have the id 'ref:1'; one of them would not count"):
+        bench_figures(rows)
+    with pytest.raises(ValueError, match=r"f:7: a row of Math has one correct answer, found 2; several are for"):
+        bench_figures([BenchRow(0, "f:7", "a", "Math", [1.0, 2.0], [0.0])])
+
+
+def test_a_reward_that_is_no_number_scores_nothing(tokenizer: Any) -> None:
+    """It lost every comparison as the right answer, and won every one as a wrong answer."""
+    model: Any = make_model(3, outputs=1)
+    model.score.weight.data[:] = math.nan
+    row = {"prompt": "p", "chosen": ["a"], "rejected": ["b"], "subset": "Math"}
+    with pytest.raises(ValueError, match=r"f:3: the reward of an answer is nan; no score can be made of that"):
+        reward_bench(model, [("f:3", row)], TextReader(tokenizer, {"max_length": 64}), 0, "padded")
 
 
 def test_what_a_row_of_reward_bench_2_is() -> None:

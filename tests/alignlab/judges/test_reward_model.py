@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,43 @@ def test_scores_are_rewards_and_the_judge_is_known_by_its_weights(reward_model: 
     judge.model.save_pretrained(tmp_path)
     judge.tokenizer.save_pretrained(tmp_path)
     assert RewardModel(str(tmp_path)).identity() != RewardModel(str(reward_model)).identity()
+
+
+def test_a_judge_is_known_by_how_it_reads(reward_model: Path, tmp_path: Path) -> None:
+    """Tokens, template, length and what its training wrote of them: with any other its scores are another judge's."""
+    shutil.copytree(reward_model, tmp_path, dirs_exist_ok=True)
+
+    def identity(**options: Any) -> str:
+        return RewardModel(str(tmp_path), RewardOptions(**options)).identity()
+
+    seen = [identity(), identity(max_length=7)]
+    for length in (64, 8):
+        (tmp_path / "reward_model.json").write_text(json.dumps({"outputs": 1, "reading": {"max_length": length}}))
+        seen.append(identity())
+    tokenizer = RewardModel(str(tmp_path)).tokenizer
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    seen.append(identity())
+    tokenizer.add_tokens(["the red"])
+    tokenizer.save_pretrained(tmp_path)
+    seen.append(identity())
+    assert len(set(seen)) == 6
+    assert identity() == seen[-1]
+    assert identity(batch_size=1) == seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected outputs, a whole number from 1, and reading, .* found outputs None"),
+        ("{", "cannot be read"),
+        ('{"outputs": 0, "reading": {}}', "expected outputs, .* found outputs 0"),
+        ('{"outputs": 1, "reading": []}', r"expected outputs, .* and reading \[\]"),
+        ('{"outputs": 1, "reading": {"max_lenght": 3}}', "reading.max_lenght: no option of rows has this name"),
+    ],
+)
+def test_hostile_records_are_named(text: str, message: str, reward_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(reward_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "reward_model.json").write_text(text)
+    with pytest.raises(ValueError, match=f"reward_model.json: {message}"):
+        build_judge(str(tmp_path))
