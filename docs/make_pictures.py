@@ -58,7 +58,8 @@ def draw_terminal(folder: Path) -> None:
     lines = terminal([program, *words])
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ alignlab {' '.join(words)}", style="bold"))
-    for line in lines[-24:]:
+    first = next(place for place, line in enumerate(lines) if line.startswith("train data"))
+    for line in lines[first:]:
         console.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
     console.save_svg(str(PICTURES / "terminal.svg"), title="alignlab train", code_format=FORMAT)
 

@@ -91,7 +91,7 @@ def _relinked(markdown: str, folder: Path, name: str, config: Any) -> str:
     """Returns the text of the page ``name``, written in ``folder`` of the checkout, its links made to hold."""
 
     def link(found: re.Match[str]) -> str:
-        words, target, anchor = found.groups()
+        picture, words, target, anchor = found.groups()
         if "://" in target or not target:
             return found[0]
         path = Path(os.path.normpath(folder / target))
@@ -105,10 +105,10 @@ def _relinked(markdown: str, folder: Path, name: str, config: Any) -> str:
             )
         else:
             return words
-        return f"[{words}]({os.path.relpath(inside, os.path.dirname(name) or '.')}{anchor or ''})"
+        return f"{picture}[{words}]({os.path.relpath(inside, os.path.dirname(name) or '.')}{anchor or ''})"
 
     markdown = re.sub(r"^```(\w+) (\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
     fenced = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
     for index in range(0, len(fenced), 2):
-        fenced[index] = re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, fenced[index])
+        fenced[index] = re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, fenced[index])
     return "".join(fenced)

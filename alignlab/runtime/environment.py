@@ -30,7 +30,10 @@ def describe_environment() -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    import torch  # whose build, +cpu or +cu130, the metadata of PyPI's packages leaves out
+
+    found = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return {**found, "torch": torch.__version__}
 
 
 def _installed(name: str) -> bool:

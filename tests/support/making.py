@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
+
+NEWER_CHECKPOINTING = pytest.mark.skipif(
+    "activation_checkpointing" not in TrainingArguments.__dataclass_fields__,
+    reason="this transformers knows gradient_checkpointing alone",
+)
 
 WORDS = ["the", "a", "red", "blue", "green", "cat", "dog", "bird", "sees", "likes"]
 WORDS += ["finds", "big", "small", "old", "new", "stone", "house", "tree", "river", "song"]

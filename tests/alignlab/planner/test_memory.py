@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import NEWER_CHECKPOINTING
 
 from alignlab.cli import main
 from alignlab.config.automatic import checkpoints_activations
@@ -132,8 +133,14 @@ def test_checkpointing_has_two_names_of_which_the_newer_goes_first(older: Any, n
     ("words", "first"),
     [
         (["--gradient_checkpointing", "false"], "--gradient_checkpointing true"),
-        (["--activation_checkpointing", "false"], "--activation_checkpointing true"),
-        (["--activation_checkpointing", "true"], "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"),
+        pytest.param(
+            ["--activation_checkpointing", "false"], "--activation_checkpointing true", marks=NEWER_CHECKPOINTING
+        ),
+        pytest.param(
+            ["--activation_checkpointing", "true"],
+            "--per_device_train_batch_size 2 --gradient_accumulation_steps 2",
+            marks=NEWER_CHECKPOINTING,
+        ),
     ],
 )
 def test_a_proposed_change_takes_the_name_that_counts(words: list[str], first: str, config: Any) -> None:
@@ -141,6 +148,7 @@ def test_a_proposed_change_takes_the_name_that_counts(words: list[str], first: s
     assert " ".join(next(_changes(config(*words), 2))) == first
 
 
+@NEWER_CHECKPOINTING
 def test_checkpointing_by_its_newer_name_plans_fewer_activations(config: Any) -> None:
     plain, older, newer = (
         estimate(config("--bf16", "false", *words), 1, Lengths(32, 32)).gpu
