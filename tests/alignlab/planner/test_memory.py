@@ -20,6 +20,7 @@ from alignlab.planner.memory import estimate
 from alignlab.planner.micro_batch import Lengths, reference_mode
 
 ROOT = Path(__file__).resolve().parents[3]
+newer_checkpointing: pytest.MarkDecorator = NEWER_CHECKPOINTING
 # Embedding and head 300 x 32 each; of two layers: q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms; a last norm.
 PARAMETERS = 2 * 300 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
 
@@ -134,12 +135,12 @@ def test_checkpointing_has_two_names_of_which_the_newer_goes_first(older: Any, n
     [
         (["--gradient_checkpointing", "false"], "--gradient_checkpointing true"),
         pytest.param(
-            ["--activation_checkpointing", "false"], "--activation_checkpointing true", marks=NEWER_CHECKPOINTING
+            ["--activation_checkpointing", "false"], "--activation_checkpointing true", marks=newer_checkpointing
         ),
         pytest.param(
             ["--activation_checkpointing", "true"],
             "--per_device_train_batch_size 2 --gradient_accumulation_steps 2",
-            marks=NEWER_CHECKPOINTING,
+            marks=newer_checkpointing,
         ),
     ],
 )
@@ -148,7 +149,7 @@ def test_a_proposed_change_takes_the_name_that_counts(words: list[str], first: s
     assert " ".join(next(_changes(config(*words), 2))) == first
 
 
-@NEWER_CHECKPOINTING
+@newer_checkpointing
 def test_checkpointing_by_its_newer_name_plans_fewer_activations(config: Any) -> None:
     plain, older, newer = (
         estimate(config("--bf16", "false", *words), 1, Lengths(32, 32)).gpu
