@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,9 +22,7 @@ from .schema import DataReport
 from .table import draft_schema, kept_columns, optional_array, optional_columns, optional_types
 
 BATCH = 1000  # rows of a record batch of the finished file
-MAPPED = 100 * BATCH  # rows of the draft that are read through one map: pages that were read stay until it is closed
-
-Indices = np.ndarray[Any, Any]
+LET_GO = 50  # record batches after which the pages of the draft that were read are let go, that would count as memory
 
 
 class Draft(AbstractContextManager["Draft"]):
@@ -33,8 +32,8 @@ class Draft(AbstractContextManager["Draft"]):
         self.path, self.options, self.schema = path, options, draft_schema(options)
         self._writer = pa.ipc.new_stream(str(path), self.schema)
         self._optional = optional_types(options.kind)
-        self._sizes: list[Indices] = []
-        self._units = self._pairs = self._count = 0
+        self._sizes: list[np.ndarray[Any, Any]] = []
+        self._units = self._pairs = 0
 
     def add(self, outcome: Outcome, kept: list[Unit]) -> None:
         """Writes the units of a chunk that stay."""
@@ -58,7 +57,6 @@ class Draft(AbstractContextManager["Draft"]):
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self._sizes.append(all_sizes)
         self._units += len(kept)
-        self._count += int(all_sizes.sum())
 
     def _is_split(self, unit: Unit) -> bool:
         return self.options.kind == "labelled" and unit.label is None
@@ -66,43 +64,34 @@ class Draft(AbstractContextManager["Draft"]):
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def finish(self, units: Indices, report: DataReport, path: Path) -> None:
+    def finish(self, units: np.ndarray[Any, Any], report: DataReport, path: Path) -> None:
         """Writes the rows of ``units``, in that order, to ``path``, with the columns that all of them have.
 
         Raises:
             ValueError: mismatched completions are wanted, and all rows have the same prompt.
         """
         rows, pairs = self._rows_of(units)
-        names, others = self._columns(rows, report)
-        count, writer = self._count if rows is None else len(rows), None
-        for start in range(0, count, MAPPED):
-            stop = min(start + MAPPED, count)
-            drafted = self._drafted().select_columns(names)
-            chosen = drafted.select(range(start, stop) if rows is None else rows[start:stop])
-            numbers = None if pairs is None else pairs[start:stop]
-            mismatched = None if others is None else others[start:stop]
-            for table in _finished(drafted, chosen, numbers, mismatched, self.options):
-                writer = writer or pa.ipc.new_stream(str(path), table.schema)
-                writer.write_table(table)
-        assert writer is not None, "a set without rows is an error"
-        writer.close()
-
-    def _columns(self, rows: Indices | None, report: DataReport) -> tuple[list[str], Indices | None]:
-        """Returns the columns that all rows have, and of each row the row of the draft that it is mismatched with."""
-        drafted = self._drafted()
+        with self.path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        drafted = Dataset(InMemoryTable.from_buffer(pa.py_buffer(pages)), fingerprint="draft")
         chosen = drafted if rows is None else drafted.select(rows)
         have = {name: _present(chosen, name) for name in self._optional}
         optional = kept_columns(have, len(chosen), report)
         names = [name for name in self.schema.names if name not in self._optional or name in optional]
-        if not self.options.mismatched:
-            return names, None
-        partner = partners(*(list(map(bytes, keys_of(chosen, field))) for field in ("prompt", "completion")))
-        return names, partner if rows is None else rows[partner]
+        chosen = chosen.select_columns(names)
+        partner = None
+        if self.options.mismatched:
+            partner = partners(*(list(map(bytes, keys_of(chosen, field))) for field in ("prompt", "completion")))
+        writer = None
+        for number, table in enumerate(_finished(chosen, pairs, partner, self.options), start=1):
+            writer = writer or pa.ipc.new_stream(str(path), table.schema)
+            writer.write_table(table)
+            if number % LET_GO == 0 and hasattr(mmap, "MADV_DONTNEED"):
+                pages.madvise(mmap.MADV_DONTNEED)
+        assert writer is not None, "a set without rows is an error"
+        writer.close()
 
-    def _drafted(self) -> Dataset:
-        return Dataset(_mapped(self.path), fingerprint="draft")
-
-    def _rows_of(self, units: Indices) -> tuple[Indices | None, Indices | None]:
+    def _rows_of(self, units: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any, Any] | None]:
         """Returns the rows of units, and the pair that each becomes part of; None where they are those of the draft."""
         if np.array_equal(units, np.arange(self._units)):
             return None, None
@@ -113,16 +102,16 @@ class Draft(AbstractContextManager["Draft"]):
         return rows, _pair_numbers(used) if self.options.kind == "labelled" else None
 
 
-def _pair_numbers(sizes: Indices) -> Indices:
+def _pair_numbers(sizes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Returns the pair that each row is half of, given the rows of each unit; a single row has a number of its own."""
     pairs = np.maximum(sizes // 2, 1)
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    numbers: Indices = np.repeat(np.cumsum(pairs) - pairs, sizes) + within // 2
+    numbers: np.ndarray[Any, Any] = np.repeat(np.cumsum(pairs) - pairs, sizes) + within // 2
     return numbers
 
 
 def _finished(
-    drafted: Dataset, chosen: Dataset, pairs: Indices | None, others: Indices | None, options: DataOptions
+    chosen: Dataset, pairs: np.ndarray[Any, Any] | None, partner: np.ndarray[Any, Any] | None, options: DataOptions
 ) -> Iterator[pa.Table]:
     """Yields the finished rows, ``BATCH`` at a time, each as one record batch."""
     for start, table in zip(
@@ -135,9 +124,9 @@ def _finished(
         if "weight" in table.column_names:
             at = table.schema.get_field_index("weight")
             table = table.set_column(at, "weight", pc.fill_null(table["weight"], 1.0))
-        if others is not None:
-            mismatched = drafted.select(others[start : start + BATCH]).with_format("arrow")[:]
-            for name, column in mismatched_rows(table["prompt_ids"], mismatched, options).items():
+        if partner is not None:
+            others = chosen.select(partner[start : start + BATCH]).with_format("arrow")[:]
+            for name, column in mismatched_rows(table["prompt_ids"], others, options).items():
                 table = table.append_column(name, column)
         yield table.replace_schema_metadata(None).combine_chunks()
 

@@ -1,5 +1,6 @@
-"""The finished file: its rows do not depend on how much of the draft is mapped at once."""
+"""The finished file is written from a draft that is mapped, and whose pages do not stay in memory."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,33 +8,27 @@ import pytest
 from alignlab.data import DataOptions, prepare
 from alignlab.data import rows_file as module
 
-ROWS = [
-    {"prompt": f"{number}?", "chosen": " yes" * (number + 1), "rejected": " no", "margin": number / 2}
-    for number in range(11)
-]
-ROWS[4]["rejected"] = ROWS[4]["chosen"]
-
 
 @pytest.mark.parametrize("kind", ["pairs", "labelled"])
-@pytest.mark.parametrize("weight", [1, 2.5])
-def test_the_draft_is_mapped_part_by_part(tokenizer, write, monkeypatch, kind, weight):
-    """Rows, record batches and mismatched rows stay what they are, and a part is let go before the next but one."""
-    options = DataOptions(kind=kind, mismatched=kind == "labelled", on_bad_row="skip")
-    source, mapped, maps = [{"path": write(ROWS), "weight": weight}], module._mapped, []
+def test_pages_of_the_draft_are_let_go(tokenizer, monkeypatch, kind):
+    """After every second record batch nothing of the draft is in memory, and the rows are the same."""
+    ids = [[5 + number] * 1024 for number in range(32)]
+    rows = [
+        {"prompt_ids": [5, 5 + number], "chosen_ids": ids[number], "rejected_ids": ids[-1 - number]}
+        for number in range(16)
+    ]
+    options = DataOptions(kind=kind, mismatched=kind == "labelled")
+    whole = prepare(rows, tokenizer, options, progress=False).dataset
+    finished, resident = module._finished, []
 
-    def watched(path):
-        maps.append(Path("/proc/self/maps").read_text().count(f"{path}\n"))
-        return mapped(path)
+    def watched(*given):
+        for table in finished(*given):
+            yield table
+            maps = re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text())
+            resident.append(sum(int(re.search(r"Rss: +(\d+)", one)[1]) for one in maps if "draft.arrow" in one))
 
-    monkeypatch.setattr(module, "BATCH", 2)
-    whole = prepare(source, tokenizer, options, progress=False).dataset
-    monkeypatch.setattr(module, "MAPPED", 6)
-    monkeypatch.setattr(module, "_mapped", watched)
-    parts = prepare(source, tokenizer, options, progress=False).dataset
-    rows = 10 * weight * (1 if kind == "pairs" else 2)
-    assert len(parts) == rows
-    assert len(maps) == 1 + -(-rows // 6)
-    assert maps[:3] == [0, 0, 1]
-    assert set(maps[2:]) == {1}
-    assert parts.data.table.equals(whole.data.table)
-    assert [len(one) for one in parts.data.table.to_batches()] == [2] * int(rows // 2) + [1] * int(rows % 2)
+    monkeypatch.setattr(module, "BATCH", 4 if kind == "pairs" else 8)
+    monkeypatch.setattr(module, "LET_GO", 2)
+    monkeypatch.setattr(module, "_finished", watched)
+    assert prepare(rows, tokenizer, options, progress=False).dataset.data.table.equals(whole.data.table)
+    assert [kilobytes > 0 for kilobytes in resident] == [True, False, True, False]
