@@ -14,6 +14,7 @@ FATES = {
     "listed": "in a list",
     "unfinished": "did not end by itself",
     "text_only": "did not end by itself, and its tokens are not known",
+    "empty": "is empty, which cannot be trained on",
     "duplicate": "has the tokens of an earlier answer",
     "unjudged": "has no score",
     "untested": "has not run against every test",

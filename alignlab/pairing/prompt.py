@@ -49,6 +49,8 @@ class PromptPairs:
                 self.fates[index] = "unfinished"
             elif one.finished is False and one.ids is None:
                 self.fates[index] = "text_only"  # training would write an end behind it that it never had
+            elif not (one.text.strip() if one.ids is None else one.ids):  # an end alone is a token
+                self.fates[index] = "empty"
             elif self.options.dedupe and tokens in seen:
                 self.fates[index] = "duplicate"
             elif self.judge and not _judged(one, self.judge):

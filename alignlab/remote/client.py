@@ -101,7 +101,7 @@ class ChatClient:
         try:
             said = reply["choices"][0]["message"]["content"]
         except (LookupError, TypeError) as error:
-            raise Unanswered(f"the reply is no chat completion: {self._clean(json.dumps(reply))}") from error
+            raise Unanswered(f"the reply is no chat completion: {self.clean(json.dumps(reply))}") from error
         return str(said or "")
 
     def reply(self, path: str, fields: Mapping[str, Any]) -> Any:
@@ -139,13 +139,13 @@ class ChatClient:
         except requests.Timeout as error:
             raise _Temporary(f"no answer within {self.options.timeout} s") from error
         except requests.RequestException as error:
-            raise _Temporary(self._clean(f"{type(error).__name__}: {error}")) from error
+            raise _Temporary(self.clean(f"{type(error).__name__}: {error}")) from error
         if status in (408, 409, 425, 429) or status >= 500:
             raise _Temporary(f"HTTP {status}", _seconds(headers.get("Retry-After")))
         if status in (400, 413, 422):  # this one is too long, or not allowed
-            raise Unanswered(f"HTTP {status}: {self._clean(text)}")
+            raise Unanswered(f"HTTP {status}: {self.clean(text)}")
         if status != 200:
-            raise Refused(f"{address} answered HTTP {status}: {self._clean(text)}")
+            raise Refused(f"{address} answered HTTP {status}: {self.clean(text)}")
         return text
 
     def _exchange(self, address: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
@@ -165,13 +165,13 @@ class ChatClient:
         """Returns a reply's values, and counts what it says that it cost; one that holds no choices costs nothing."""
         try:
             reply = json.loads(text)
-        except ValueError as error:
-            raise Unanswered(f"the reply is no chat completion: {self._clean(text)}") from error
+        except (ValueError, RecursionError) as error:  # the latter of brackets without end
+            raise Unanswered(f"the reply is no chat completion: {self.clean(text)}") from error
         if isinstance(reply, dict) and isinstance(reply.get("choices"), list) and reply["choices"]:
             self.budget.spend(reply.get("usage"))
         return reply
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """Returns the opening of a text on one line, without the key, should a server send it back."""
         text = text.replace(self._key, "***") if self._key else text
         return " ".join(text.split())[:200]
@@ -180,7 +180,7 @@ class ChatClient:
 def check_positive(**options: float) -> None:
     """Raises a ValueError for the first option that is not above 0."""
     for name, value in options.items():
-        if value <= 0:
+        if not value > 0:  # NaN is not, either
             raise ValueError(f"{name}: expected more than 0, found {value}")
 
 

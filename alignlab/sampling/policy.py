@@ -30,6 +30,7 @@ class Policy:
     Attributes:
         name: the fingerprint of its weights, adapter and dtype: 32 hex digits.
         ends: the tokens that end an answer.
+        tokens: how many it has embeddings of.
         room: the longest text that it takes, in tokens; None where it does not say.
     """
 
@@ -41,6 +42,7 @@ class Policy:
         device = PartialState(cpu=not torch.accelerator.is_available()).device
         self.model: nn.Module = model if models.is_quantised(model) else model.to(device)
         self.ends, self.pad = end_tokens(self.model, self.tokenizer), models.pad_token_id(self.tokenizer)
+        self.tokens = int(getattr(model.get_input_embeddings(), "num_embeddings", len(self.tokenizer)))
         self.room: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
     @cached_property

@@ -13,7 +13,7 @@ import numpy as np
 
 from alignlab.answers import Answer
 from alignlab.data import AskedPrompt
-from alignlab.remote import ChatClient, ClientOptions, Limits, Refused, Unanswered, Unreachable
+from alignlab.remote import ChatClient, ClientOptions, Limits, Refused, Unanswered, Unreachable, check_positive
 
 from .engine import SeededEngine, known_tokens
 from .options import SampleOptions
@@ -57,6 +57,9 @@ class ServerEngine:
     name = "server"
 
     def __init__(self, url: str, server: ServerOptions, policy: Policy, options: SampleOptions) -> None:
+        check_positive(workers=server.workers)
+        if not server.max_gap >= 0:
+            raise ValueError(f"max_gap: expected 0 or more, found {server.max_gap}")
         self.client = ChatClient(url, server, Limits(max_requests=None))
         self.server, self.policy, self.options, self.model = server, policy, options, policy.name
         self.of: dict[str, Any] = {"served": server.model}
@@ -123,11 +126,18 @@ class ServerEngine:
         choice = reply["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         if not isinstance(text, str):
-            raise self._silent(f"an answer is no text: {json.dumps(choice)[:200]}")
+            raise self._silent(f"an answer is no text: {self.client.clean(json.dumps(choice))}")
         ids = _ids_of(reply) if self.takes_tokens else None
-        finished = {"stop": True, "length": False}.get(str(choice.get("finish_reason")))
+        if ids and not (min(ids) >= 0 and max(ids) < self.policy.tokens):
+            raise ServerError(
+                f"--engine: {self.client.url} gave the token {max(ids) if min(ids) >= 0 else min(ids)}, and the model "
+                f"has {self.policy.tokens}: another tokenizer's"
+            )
+        why = choice.get("finish_reason")
+        finished = None if why is None else why == "stop"  # length, a filter, a fault: it was cut off
         seed = None if self.options.greedy else self.options.seed_of(prompt.id, sample)
-        return Answer(text, ids, finished, _logp_of(choice), seed)
+        # half a surrogate pair is no text that a file can hold
+        return Answer(text.encode("utf-8", "replace").decode(), ids, finished, _logp_of(choice), seed)
 
     def _reply(self, path: str, body: Mapping[str, Any]) -> Any:
         """Returns a reply that holds a choice.
@@ -140,7 +150,7 @@ class ServerEngine:
             choice = reply["choices"][0]
             choice["message"]["content"] if "message" in choice else choice["text"]
         except (LookupError, TypeError) as error:
-            raise Unanswered(f"the reply is no completion: {json.dumps(reply)[:200]}") from error
+            raise Unanswered(f"the reply is no completion: {self.client.clean(json.dumps(reply))}") from error
         return reply
 
     def _body(self, prompt: AskedPrompt, sample: int) -> dict[str, Any]:
@@ -190,7 +200,7 @@ class ServerEngine:
         count = len(some) * self.options.samples
         line = f"{self.client.url}: {count} answers rescored: {how} are {self.gap:.3f} nats a token apart"
         line += f" (standard error {noise:.3f})" if noise else ""
-        if self.gap > self.server.max_gap + 3 * noise:
+        if not self.gap <= self.server.max_gap + 3 * noise:  # NaN is over it as well
             raise ServerError(
                 f"--engine: {line}, over max_gap {self.server.max_gap:g}{' and three of these' if noise else ''}: "
                 "other weights, or a temperature that it ignores"
@@ -222,6 +232,11 @@ def _ids_of(reply: Any) -> list[int] | None:
 
 
 def _logp_of(choice: Mapping[str, Any]) -> float | None:
-    """Returns the log-probability of an answer, where a server gives that of each of its tokens."""
-    logps = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    return float(sum(logps)) if logps and all(isinstance(one, (int, float)) for one in logps) else None
+    """Returns the log-probability of an answer, where a server gives that of each of its tokens.
+
+    Something else in its place is as if none were given; NaN is a number here, and over every gap.
+    """
+    told = choice.get("logprobs")
+    logps = told.get("token_logprobs") if isinstance(told, dict) else None
+    good = isinstance(logps, list) and bool(logps) and all(isinstance(one, (int, float)) for one in logps)
+    return float(sum(logps)) if good else None  # type: ignore[arg-type]

@@ -341,6 +341,16 @@ def test_one_text_in_other_tokens_is_no_pair() -> None:
     assert fates == {"equal": 1, "rejected": 1}
 
 
+def test_empty_answers_make_no_pair() -> None:
+    """A server of texts may say nothing: one such row would stop the training. An end alone is an answer."""
+    one = row([3.0, 2.0, 1.0, 0.0], lengths=[2, 2, 1, 2])
+    one.answers[0].text, one.answers[0].ids = " ", None
+    one.answers[1].ids = []
+    found, fates = made(one)
+    assert fates == {"empty": 2, "chosen": 1, "rejected": 1}
+    assert found[0]["chosen_ids"] == [1]
+
+
 def test_scores_that_are_no_numbers_are_none() -> None:
     """From Python, where no file was read: NaN and infinity rank nothing, in no rule."""
     for rule in ("best_worst", "win_rate", "rso", "all_pairs", "best_sigma"):

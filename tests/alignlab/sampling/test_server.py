@@ -19,7 +19,9 @@ from alignlab.answers import read_answers
 from alignlab.cli.demo import CHAT_TEMPLATE
 from alignlab.config import ModelOptions
 from alignlab.sampling import Sampled, SampleOptions, sample
+from alignlab.sampling.build import build_engine
 from alignlab.sampling.local import sample_answers
+from alignlab.sampling.server import _logp_of
 
 Reply = tuple[int, Any]
 
@@ -219,6 +221,77 @@ def test_a_server_that_dies_is_gone_on_with(server: Server, folder: Path, model:
     assert len(server.bodies) - before == 65 + 200 - 32 * done
     assert ask(folder, server.url, tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"token_ids": [5000, 1]}, r"gave the token 5000, and the model has 300: another tokenizer's"),
+        ({"token_ids": [-5, 1]}, r"gave the token -5, and the model has 300: another tokenizer's"),
+        ({"logprobs": {"token_logprobs": [float("nan")]}}, r"are nan nats a token apart, over max_gap 0\.25"),
+    ],
+)
+def test_what_another_model_gives_stops_the_run(
+    told: dict[str, Any], message: str, server: Server, folder: Path, model: Any, tmp_path: Path
+) -> None:
+    """Tokens that this model does not have were an IndexError; NaN passed for the same weights."""
+    good = gives_tokens(model)
+
+    def answer(number: int, path: str, body: dict[str, Any]) -> Reply:
+        _, reply = good(number, path, body)
+        return 200, {"choices": [reply["choices"][0] | told]}
+
+    server.answer = answer
+    with pytest.raises(ValueError, match=message):
+        ask(folder, server.url, tmp_path / "a.jsonl", samples=1, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("logprobs", [[1, 2], "x", {"token_logprobs": 5}, {"token_logprobs": "ab"}])
+def test_log_probabilities_in_another_form_are_none(logprobs: Any) -> None:
+    assert _logp_of({"logprobs": logprobs}) is None
+
+
+def test_an_answer_that_a_server_cut_off_is_unfinished(server: Server, folder: Path, tmp_path: Path) -> None:
+    """Whatever cut it off, and nobody said so: pairs of it would be given an end. Half a character is no text."""
+    replies = [("a", "content_filter", False), ("b", "abort", False), ("c\ud800", "stop", True), ("d", None, None)]
+
+    def answer(number: int, path: str, body: dict[str, Any]) -> Reply:
+        text, reason, _ = replies[number % 4]
+        refused = isinstance(body.get("prompt"), list)
+        return (400, {}) if refused else (200, {"choices": [{"text": text, "finish_reason": reason}]})
+
+    server.answer = answer
+    assert ask(folder, server.url, tmp_path / "a.jsonl", max_gap=100.0, samples=1, max_new_tokens=2)
+    found = {(one.text, one.finished) for row in read_answers(tmp_path / "a.jsonl") for one in row.answers}
+    assert found == {("a", False), ("b", False), ("c?", True), ("d", None)}
+
+
+@pytest.mark.parametrize("reply", [{"error": "wrong: SECRET"}, {"choices": [{"text": 7, "key": "SECRET"}]}])
+def test_a_key_that_comes_back_is_not_shown(
+    reply: Any, server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1234567")
+    text = json.dumps(reply).replace("SECRET", "sk-1234567")
+    server.answer = lambda number, path, body: (400, {}) if isinstance(body.get("prompt"), list) else (200, text)
+    with pytest.raises(ValueError, match=r"\*\*\*") as caught:
+        ask(folder, server.url, tmp_path / "a.jsonl")
+    assert "sk-1234567" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_gap": float("nan")}, "engine.max_gap: expected 0 or more, found nan"),
+        ({"workers": 0}, "engine.workers: expected more than 0, found 0"),
+        ({"timeout": "5"}, "engine.timeout: expected float, found '5'"),
+        ({"timeout": float("nan")}, "engine.timeout: expected more than 0, found nan"),
+        ({"attempts": 1.5}, "engine.attempts: expected int, found 1.5"),
+    ],
+)
+def test_options_of_an_engine_are_checked(option: dict[str, Any], message: str) -> None:
+    policy: Any = type("Policy", (), {"name": "model"})
+    with pytest.raises(ValueError, match=message):
+        build_engine({"name": "http://127.0.0.1:1/v1", "model": "m", **option}, policy, SampleOptions(), "m")
 
 
 def test_a_wrong_address_is_said_at_once(server: Server, folder: Path, tmp_path: Path) -> None:
