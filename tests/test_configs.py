@@ -13,7 +13,7 @@ from alignlab.run.sweep import load_sweep
 
 FOLDER = Path(str(resources.files("alignlab.configs")))
 SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))
-ROUNDS = [FOLDER / f"{name}.yaml" for name in ("iterative_dpo", "rejection_sft", "spin")]
+ROUNDS = [FOLDER / f"{name}.yaml" for name in ("iterative_dpo", "rejection_sft", "rlhflow", "spin")]
 CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS, *ROUNDS})
 
 
@@ -46,6 +46,17 @@ def test_shipped_loop_loads_and_opens_with_its_command(path):
     header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     assert header is not None
     assert f"alignlab rounds {path.name}" in header[0]
+
+
+def test_the_loop_of_a_recipe_trains_by_it():
+    """Every value of a round's training is the recipe's, but model, data and folder."""
+    loop, recipe = load_rounds("rlhflow"), load_config("rlhflow_llama3_8b")
+    told = {"model.name_or_path": loop.start, "data.train": "pairs.jsonl", "output_dir": "runs/one"}
+    found = loop.run_config(told)
+    assert (found.loss, found.model, found.peft) == (recipe.loss, recipe.model, None)
+    assert {**found.training, "output_dir": recipe.training["output_dir"]} == recipe.training
+    assert recipe.data.train == f"{loop.output_dir}/round-01/pair/pairs.jsonl"
+    assert (loop.rounds, loop.prompts.per_round, loop.sample.samples, loop.reference) == (3, 20000, 8, "initial")
 
 
 ZERO = sorted(FOLDER.glob("zero*.json"))

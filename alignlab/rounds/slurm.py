@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ _CHAIN = """#!/usr/bin/env bash
 # A job that is preempted saves and requeues itself; one that fails takes those behind it from the queue.
 #   bash {script}
 set -euo pipefail
+cd {here} # where its paths are read from
 export CHECKOUT="${{CHECKOUT:-{checkout}}}" TASK=rounds
 submit() {{ # stage, array or "", then options of sbatch
-  local stage=$1 array=$2
+  local stage=$1 array=$2 job
   shift 2
-  local job
-  job=$(STAGE="$stage" RUN_DIR={folder}/jobs/"${{stage//\\//-}}" sbatch --parsable --job-name="rounds-$stage" \\
+  local name=${{stage//\\//-}} # without a slash: the templates name their logs by the job
+  job=$(STAGE="$stage" RUN_DIR={folder}/jobs/"$name" sbatch --parsable --job-name="rounds-$name" \\
     ${{array:+--array="$array"}} ${{before:+"--dependency=afterok:$before" --kill-on-invalid-dep=yes}} "$@" \\
     {template} {config})
   before=${{job%%;*}}
@@ -58,7 +60,8 @@ def write_chain(loop: RoundsConfig, template: str | Path, options: Sequence[str]
     script = loop.folder / "chain.sh"
     text = _CHAIN.format(
         config=shlex.quote(str((loop.folder / CONFIG).resolve())),
-        script=script,
+        script=shlex.quote(str(script.resolve())),
+        here=shlex.quote(os.getcwd()),
         checkout=template.resolve().parent.parent,
         folder=shlex.quote(str(loop.folder.resolve())),
         template=shlex.quote(str(template.resolve())),

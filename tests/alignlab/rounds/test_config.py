@@ -319,5 +319,5 @@ def test_the_chain_hands_each_job_to_sbatch_behind_the_one_before(
     said = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[:3] == ["1/sample 1", "1/judge 2", "1/pair 3"]
     lines = counter.read_text().splitlines()
-    assert lines[0].startswith("1/sample rounds --parsable --job-name=rounds-1/sample --array=0-1 ")
+    assert lines[0].startswith("1/sample rounds --parsable --job-name=rounds-1-sample --array=0-1 ")
     assert "--dependency=afterok:2 --kill-on-invalid-dep=yes --nodes=1 --ntasks=1" in lines[2]
