@@ -68,7 +68,7 @@ OLDEST := $(VENV)-oldest
 test-oldest: constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt torch
-	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable . pytest pytest-timeout pytest-xdist hypothesis datasketch scipy
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable '.[near,search]' pytest pytest-timeout pytest-xdist hypothesis scipy
 	$(OLDEST)/bin/python -m pytest -q $(SPREAD) -m "not slow" tests/alignlab tests/data tests/losses tests/test_internals.py
 
 install: $(TOOLS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -127,6 +128,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if is_of_another_schedule(self.differences):
             self._apply_settings()
         return result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the weights; the policy's adapter also where others lie beside it, with which 5.19 leaves it out."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy, folder = self.model if model is None else model, Path(resume_from_checkpoint)
+        own, others = folder / SAFETENSORS_WEIGHTS_NAME, any(folder.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}"))
+        if models.is_peft(policy) and policy.active_adapter == "default" and own.is_file() and others:
+            policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         """Makes the optimiser as usual; one whose package is missing is an error of the config."""
