@@ -132,7 +132,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads the weights; the policy's adapter also where others lie beside it, with which 5.19 leaves it out."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        policy, folder = self.model if model is None else model, Path(resume_from_checkpoint)
+        policy: Any = self.model if model is None else model
+        folder = Path(resume_from_checkpoint)
         own, others = folder / SAFETENSORS_WEIGHTS_NAME, any(folder.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}"))
         if models.is_peft(policy) and policy.active_adapter == "default" and own.is_file() and others:
             policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
