@@ -46,7 +46,7 @@ def build_engine(spec: Spec, policy: Policy, options: SampleOptions, served: str
 
 
 def check_engine(spec: Spec) -> None:
-    """Raises a ValueError for an engine that there is not, or an option that it does not have."""
+    """Raises a ValueError for an engine that there is not, an option that it does not have, or one of another type."""
     name, told = (spec, {}) if isinstance(spec, str) else (str(spec.get("name")), {**spec, "name": ""})
     known = {one.name for one in fields(ServerOptions)} if name.startswith(("http://", "https://")) else set()
     if not known and name not in ENGINES:
@@ -58,6 +58,12 @@ def check_engine(spec: Spec) -> None:
             raise ValueError(
                 f"engine.{key}: unknown option of {name}; allowed are {', '.join(sorted(known)) or 'none'}"
             )
+    hints = get_type_hints(ServerOptions)
+    for key in told.keys() & hints.keys():
+        try:
+            TypeAdapter(hints[key]).validate_python(told[key], strict=True)
+        except ValidationError as error:
+            raise ValueError(f"engine.{key}: expected {readable_type(hints[key])}, found {told[key]!r}") from error
         if key in known:
             _check(key, told[key])
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from alignlab.checkpoints import write_whole
-from alignlab.config import find_config
+from alignlab.cli import main
+from alignlab.config import find_config, write_yaml
 from alignlab.rounds import Rounds, load_rounds, round_rows, table, write_chain
 from alignlab.rounds.config import STOPPING
 from alignlab.rounds.stages import Stage
@@ -44,6 +45,14 @@ from alignlab.rounds.watch import stopped
         ({"train": {"loss.betta": 1}}, r"train\.loss\.betta: there is no option 'betta'; did you mean beta\?"),
         ({"train": {"data": {"train": "x"}}}, r"train\.data\.train: the loop sets it itself"),
         ({"sample": {"engine": "continous"}}, r"sample\.engine: expected .*; did you mean continuous\?"),
+        (
+            {"sample": {"engine": {"name": "http://x/v1", "workers": "8"}}},
+            r"sample\.engine\.workers: expected int, found '8'",
+        ),
+        (
+            {"sample": {"engine": {"name": "http://x/v1", "modl": "x"}}},
+            r"sample\.engine\.modl: unknown option of http://x",
+        ),
         ({"train": {"output_dir": "x"}}, r"train\.output_dir: the loop sets it itself"),
         ({"train": {"learning_rat": 1}}, r"train\.learning_rat: unknown key; did you mean learning_rate"),
         ({"pair": {"min_margn": 1}}, r"pair\.min_margn: unknown key; did you mean pair\.min_margin\?"),
@@ -147,6 +156,16 @@ def test_what_is_not_there_is_said_before_anything_is_computed(
     with pytest.raises(ValueError, match=f"^{put(message, re.escape)}"):
         rounds.run(lambda _: None)
     assert not rounds.loop.folder.exists()
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["--slurm", "job.sbatch", "--submit"]])
+def test_nothing_is_submitted_of_a_loop_that_cannot_run(
+    words: list[str], loop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop.yaml").write_text(write_yaml(loop(judge={"rm": f"{tmp_path}/judges.py:shrt"})))
+    assert main(["rounds", str(tmp_path / "loop.yaml"), *words]) == 2
+    assert "judge.rm.name: " in capsys.readouterr().err
+    assert not (tmp_path / "rounds").exists()
 
 
 def test_what_decides_is_neither_trained_on_nor_ranks(loop: Any, tmp_path: Path) -> None:
