@@ -64,6 +64,15 @@ def test_rows_that_stand_already_are_not_made_again(tmp_path: Path) -> None:
     assert [row["reward"] for row in results.Runs(tmp_path / "runs.csv", ("seed",)).rows] == [0.125, 1.125, 2.125]
 
 
+def test_columns_keep_their_order_whatever_that_of_the_rows_is(tmp_path: Path) -> None:
+    results = program("results")
+    runs = results.Runs(tmp_path / "runs.csv", ("seed",))
+    runs.run(lambda: {"step": 1, "pairs": 20}, seed=0)
+    runs.run(lambda: {"pairs": 40, "step": 3}, seed=1)
+    rows = results.Runs(tmp_path / "runs.csv", ("seed",)).rows
+    assert [(row["step"], row["pairs"]) for row in rows] == [(1, 20), (3, 40)]
+
+
 # ---- the bandit --------------------------------------------------------------------------------------------------
 
 UNEVEN = "uneven groups, balanced responses"

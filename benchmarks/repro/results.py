@@ -66,7 +66,8 @@ class Runs:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.is_file()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            # The columns are those of the first row of the file, in their order.
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]), lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
