@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +17,6 @@ from alignlab.data import ScoredSequence
 from alignlab.runtime import evaluating, unwrap
 
 Seeds = Sequence[int] | int | None  # of each answer; of all answers of a call together; or greedy
-
-# The distribution as it is: a model's own generation config may bend it, and then no estimate of a KL would hold.
-_UNTOUCHED: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_new_tokens": 0,
-}
 
 
 class SeededGumbel(LogitsProcessor):  # type: ignore[misc]
@@ -77,9 +65,11 @@ def sample_answers(
     assert seeds is None or isinstance(seeds, int) or len(seeds) == len(prompts)
     inner = unwrap(model)
     ends, pad = end_tokens(inner, tokenizer), models.pad_token_id(tokenizer)
-    config = GenerationConfig(**_UNTOUCHED, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad
+    )
     device, answers = next(inner.parameters()).device, list[ScoredSequence]()
-    with evaluating(model):
+    with evaluating(model), _no_config_of_its_own(inner):
         for start, noise in zip(range(0, len(prompts), batch_size), _noise(seeds, batch_size), strict=False):
             batch = [np.asarray(prompt).tolist() for prompt in prompts[start : start + batch_size]]
             inputs = _left_padded(batch, pad)
@@ -92,6 +82,23 @@ def sample_answers(
             rows = output[:, inputs.shape[1] :].tolist()
             answers += [_answer(prompt, row, ends) for prompt, row in zip(batch, rows, strict=True)]
     return answers
+
+
+@contextmanager
+def _no_config_of_its_own(model: nn.Module) -> Iterator[None]:
+    """Draws from the distribution as it is.
+
+    ``generate`` takes what it is not told from the model's own generation config: penalties, suppressed tokens, biases,
+    time limits. With any of them answers are not the model's, and no estimate of a KL holds.
+    """
+    own = [(one, one.generation_config) for one in model.modules() if hasattr(one, "generation_config")]
+    try:
+        for one, _ in own:
+            one.generation_config = GenerationConfig()
+        yield
+    finally:
+        for one, config in own:
+            one.generation_config = config
 
 
 def _noise(seeds: Seeds, batch_size: int) -> Iterator[list[SeededGumbel]]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.config import PreferenceConfig
-from alignlab.data import Mode, ScoredSequence, layout_fields
-from alignlab.losses import Needs
+from alignlab.data import Mode, ScoredSequence, layout_fields, lengths
 from alignlab.runtime import uncompiled, unwrap, zero_stage
 from alignlab.sampling import end_tokens, sample_answers
+
+from .sets import TrainingData
 
 ONLINE = "online"
 Inputs = Mapping[str, Any]
@@ -76,9 +77,9 @@ def seed_of(seed: int, step: int, row: int) -> int:
 
 
 def online_sampler(
-    needs: Needs,
+    model: nn.Module,
+    data: TrainingData,
     args: PreferenceConfig,
-    tokenizer: PreTrainedTokenizerBase,
     pad_id: int,
     mode: Mode,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -86,13 +87,27 @@ def online_sampler(
     """Returns what draws answers in the step, if the loss needs them.
 
     Raises:
-        ValueError: an engine shards the weights, which would be gathered anew for every token of every step.
+        ValueError: an engine shards the weights, which would be gathered anew for every token of every step; or the
+            longest prompt leaves no room for an answer.
     """
-    if not needs.online:
+    if not data.needs.online:
         return None
     if zero_stage(args.deepspeed) == 3 or args.fsdp:
         engine = "ZeRO-3" if args.deepspeed else "FSDP"
         raise ValueError(
             f"loss.name: it samples in every step, and {engine} would gather its shards for every token; use ZeRO-2"
         )
-    return OnlineSampler(tokenizer, pad_id, mode, autocast, args.seed, args.online_max_new_tokens)
+    _check_room(model, data, args.online_max_new_tokens)
+    return OnlineSampler(data.tokenizer, pad_id, mode, autocast, args.seed, args.online_max_new_tokens)
+
+
+def _check_room(model: nn.Module, data: TrainingData, most: int) -> None:
+    """Refuses answers that would outgrow the model, which fails on some step or goes where it was never trained."""
+    room = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
+    sets = [one for one in (data.train, *data.evaluations()) if one is not None and len(one)]
+    longest = max((int(lengths(one, "prompt").max()) for one in sets), default=0)
+    if room is not None and longest + most > room:
+        raise ValueError(
+            f"online_max_new_tokens: the longest prompt has {longest} tokens and the model takes {room}; expected at "
+            f"most {max(0, room - longest)}, found {most}; or cut prompts by max_length"
+        )

@@ -130,7 +130,7 @@ class PreferenceTrainer(ResumableTrainer):
         self._sums, self._row_losses = MetricSums(), RowLosses()
         self._throughput, self._guard_pending = Throughput(), False
         self._step = build_step(self.loss, policy, self.frozen, args, self._autocast, self._over_ranks)
-        self._step.online = online_sampler(self.loss.needs, args, tokenizer, pad, self.layout, self._autocast)
+        self._step.online = online_sampler(policy, self.data, args, pad, self.layout, self._autocast)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Every forward runs in the trainer's mixed precision, the frozen models' too."""

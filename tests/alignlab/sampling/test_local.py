@@ -50,6 +50,33 @@ def test_an_answer_depends_on_its_own_seed_alone(policy: Any, dataset: Any, toke
     assert [one.completion.tolist() for one in greedy] != [whole[i] for i in forward]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"suppress_tokens": list(range(100, 300))},
+        {"sequence_bias": [[[50], 100.0]]},
+        {"forced_eos_token_id": 1},
+        {"exponential_decay_length_penalty": (1, 50.0)},
+        {"max_time": 1e-9},
+        {"num_return_sequences": 2},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["a"]},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_nothing_of_a_models_generation_config_is_taken(own: dict[str, Any], policy: Any, tokenizer: Any) -> None:
+    """What bent answers, cut them off or could not be drawn with; the config is what it was afterwards."""
+    bent: Any = make_model(0)
+    for name, value in own.items():
+        setattr(bent.generation_config, name, value)
+    plain, drawn = (
+        [one.completion.tolist() for one in sample_answers(model, tokenizer, [[5, 6]] * 4, range(4), max_new_tokens=6)]
+        for model in (policy, bent)
+    )
+    assert drawn == plain
+    assert {name: getattr(bent.generation_config, name) for name in own} == own
+
+
 def test_the_models_own_generation_config_does_not_bend_the_distribution(dataset: Any, tokenizer: Any) -> None:
     prompts, plain = [dataset[0]["prompt_ids"]] * 3, make_model(0)
     bent: Any = make_model(0)

@@ -76,6 +76,16 @@ def test_seeds_differ_by_run_step_and_row() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_answers_that_would_outgrow_the_model_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """An IndexError in some step of a model with learned positions, and nothing at all with rotary ones."""
+    longest = max(len(tokenizer(str(row["prompt"]))["input_ids"]) for row in make_rows(8))
+    assert trainer(tmp_path, tokenizer, online_max_new_tokens=256 - longest)
+    with pytest.raises(
+        ValueError, match=rf"online_max_new_tokens: .* {longest} tokens .* at most {256 - longest}, found"
+    ):
+        trainer(tmp_path, tokenizer, online_max_new_tokens=257 - longest)
+
+
 def test_refusals(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reference: cached cannot hold answers that the policy has yet to draw"):
         trainer(tmp_path, tokenizer, reference="cached")
