@@ -18,6 +18,8 @@ STOPPING = "stopping"  # what the scores of the judge that stops are called
 # As they are written: neither "3" nor true is a number here.
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]  # an empty path would be the folder that one stands in
+Spec = Text | dict[str, Any]
 
 
 class _Block(BaseModel):
@@ -27,7 +29,7 @@ class _Block(BaseModel):
 class Prompts(_Block):
     """Which prompts a round answers: the next ``per_round`` of the file, or all where that is None."""
 
-    path: str
+    path: Text
     per_round: Whole | None = Field(default=None, ge=1)
     repeat: StrictBool = False  # begin again where the file ends
 
@@ -35,7 +37,7 @@ class Prompts(_Block):
 class Sample(_Block):
     """How answers are drawn: as `alignlab sample` has it."""
 
-    engine: str | dict[str, Any] = "transformers"
+    engine: Spec = "transformers"
     samples: Whole = Field(default=8, ge=1)
     max_new_tokens: Whole = Field(default=512, ge=1)
     temperature: Number = Field(default=1.0, gt=0)
@@ -55,7 +57,7 @@ class Ema(_Block):
 class Part(_Block):
     """Rows that are trained on beside the rounds' own."""
 
-    path: str
+    path: Text
     weight: Number = Field(default=1.0, gt=0)
 
 
@@ -69,8 +71,8 @@ class Data(_Block):
 class Stop(_Block):
     """When the loop ends early: by prompts that are never trained on, and a judge that does not rank."""
 
-    prompts: str
-    judge: str | dict[str, Any]
+    prompts: Text
+    judge: Spec
     samples: Whole = Field(default=1, ge=1)
     patience: Whole | None = Field(default=None, ge=1)  # rounds without a better mean score
     max_kl: Number | None = Field(default=None, gt=0)  # nats an answer, to the start
@@ -79,13 +81,13 @@ class Stop(_Block):
 class RoundsConfig(_Block):
     """A whole loop."""
 
-    config: str
-    output_dir: str
+    config: Text
+    output_dir: Text
     rounds: Whole = Field(ge=1)
-    start: str
+    start: Text
     prompts: Prompts
     sample: Sample = Sample()
-    judge: dict[str, str | dict[str, Any]] = {}
+    judge: dict[Text, Spec] = {}
     pair: dict[str, Any] = {}
     reference: Literal["initial", "previous"] | Ema = "initial"
     data: Data = Data()

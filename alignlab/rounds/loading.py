@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from alignlab import losses
-from alignlab.config import RunConfig, Values, block_of, find_config, parse_yaml, read_yaml, unknown_key
-from alignlab.pairing import PairOptions, gives
+from alignlab.config import ModelOptions, RunConfig, Values, block_of, find_config, parse_yaml, read_yaml, unknown_key
+from alignlab.pairing import RULES, PairOptions, gives
 from alignlab.sampling import check_engine
 
 from .config import STOPPING, Data, Ema, Part, Prompts, RoundsConfig, Sample, Stop
@@ -25,6 +25,7 @@ _BLOCKS: dict[str, type[BaseModel]] = {
     "reference": Ema,
     "mix": Part,
 }
+_REFERENCE = ("ref_model_name_or_path", "ref_adapter", "sync_ref_model")  # what `reference` of the loop decides
 _ALLOWED = {  # what may stand where several types may
     "reference": "initial, previous or {ema: NUMBER}, a number between 0 and 1",
     "data.accumulate": "last, all or a whole number of rounds, at least 1",
@@ -60,7 +61,7 @@ def _readable(error: ValidationError, values: Values) -> ValueError:
     every = error.errors()
     first = next((one for one in every if one["type"] == "extra_forbidden"), every[0])
     place = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "function", "constrained"))]
-    place = [part for part in place if part not in ("Ema", "int", "str", "dict[str,any]")]
+    place = [part for part in place if part not in ("Ema", "int", "str", "dict[str,any]", "[key]")]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
         return unknown_key(dotted, _keys_beside(place))
@@ -100,20 +101,46 @@ def _check(found: RoundsConfig) -> None:
     accumulate = found.data.accumulate
     if isinstance(accumulate, int) and accumulate < 1:
         raise ValueError(f"data.accumulate: expected last, all or at least 1, found {accumulate}")
+    if options.rule == "minimax":
+        raise ValueError(
+            "pair.rule: minimax needs answers that were run against tests, which no stage of a loop does; allowed are "
+            f"{', '.join(one for one in RULES if one != 'minimax')}"
+        )
+    if options.rule not in ("human_own", "best") and found.sample.samples < 2:
+        raise ValueError(
+            f"sample.samples: pair.rule {options.rule} compares answers to a prompt; expected at least 2, found "
+            f"{found.sample.samples}"
+        )
     if found.stop is not None:
         _check_stop(found, found.stop)
     config = _run_config(found)
     needs = losses.build(config.loss).needs
+    _check_model(found, config, needs)
+    _check_rows(options, config.loss["name"], needs)
+
+
+def _check_model(found: RoundsConfig, config: RunConfig, needs: losses.Needs) -> None:
+    """Refuses what would train another model than the loop samples, or against another reference than it says."""
     if needs.values:
         raise ValueError("loss: it trains a reward model, and the loop draws answers from what it trains")
-    if config.training.get("ref_model_name_or_path") is not None:
-        raise ValueError(
-            f"ref_model_name_or_path: {found.config} sets it, and the loop sets it itself, by `reference`; take it out"
-        )
+    for key in _REFERENCE:
+        if config.training.get(key):
+            raise ValueError(f"{key}: {found.config} sets it, and the loop sets it itself, by `reference`; take it out")
+    for key in ("adapter", "tokenizer", "chat_template", "revision"):
+        value = getattr(config.model, key)
+        if value != getattr(ModelOptions("start"), key):
+            raise ValueError(
+                f"{'train.' * _told(found.train, f'model.{key}')}model.{key}: answers are drawn from `start` as it is, "
+                f"and would be another model's; found {value!r}; save it into a folder, and start there"
+            )
     if isinstance(found.reference, Ema) and (config.peft is not None or not needs.ref_logps):
         why = "its weights would be averaged, and adapters' are not" if needs.ref_logps else "the loss reads none"
         raise ValueError(f"reference: {{ema}} cannot work here: {why}; allowed: initial, previous")
-    _check_rows(options, config.loss["name"], needs)
+    if needs.ref_logps and (mode := config.training.get("reference")) in ("none", "adapter_off"):
+        where = "train." * _told(found.train, "reference")
+        raise ValueError(
+            f"{where}reference: found {mode!r}, and the loop's is {found.reference!r}; allowed: auto, cached, live"
+        )
 
 
 def _pair_options(found: RoundsConfig) -> PairOptions:
@@ -130,7 +157,7 @@ def _pair_options(found: RoundsConfig) -> PairOptions:
 
 def _run_config(found: RoundsConfig) -> RunConfig:
     """Returns the config of a training; what is wrong with it is said under ``train``, or with its file's name."""
-    for key in ("model.name_or_path", "data.train", "output_dir", "ref_model_name_or_path", "sync_ref_model"):
+    for key in ("model.name_or_path", "data.train", "output_dir", "resume_from_checkpoint", *_REFERENCE):
         if _told(found.train, key):
             raise ValueError(
                 f"train.{key}: the loop sets it itself; write it in {found.config} or as a key of the loop"

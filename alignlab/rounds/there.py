@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
-from alignlab.config import ModelOptions
-from alignlab.data import AskedPrompts, check_there, read_prompts
+from alignlab.config import ModelOptions, find_config
+from alignlab.data import AskedPrompts, check_there, open_sources, read_prompts
 from alignlab.judges import check_judge
 from alignlab.models import load_tokenizer
 
@@ -26,16 +28,20 @@ def check_all_there(loop: RoundsConfig) -> None:
         raise ValueError(
             f"launcher: no program {program!r} on PATH; give words such as 'torchrun --nproc-per-node 8 -m'"
         )
-    sources = {"prompts.path": loop.prompts.path}
-    sources |= {f"data.mix.{number}.path": part.path for number, part in enumerate(loop.data.mix)}
-    judges = {f"judge.{name}": spec for name, spec in loop.judge.items()}
-    if loop.stop is not None:
-        sources["stop.prompts"], judges["stop.judge"] = loop.stop.prompts, loop.stop.judge
-    for key, path in sources.items():
+    config = loop.run_config({"model.name_or_path": loop.start, "data.train": "pairs.jsonl", "output_dir": "unused"})
+    for key in ("deepspeed", "reference_deepspeed"):
+        if isinstance(name := config.training.get(key), str):
+            try:
+                find_config(name)
+            except FileNotFoundError as error:
+                raise ValueError(f"train.{key}: {error}") from error
+    for key, path in _sources(loop, config.data.eval):
         try:
             check_there(path)
         except ValueError as error:
             raise ValueError(f"{key}: {error}; allowed are a file, a folder or a data set of the hub") from error
+    judges = {f"judge.{name}": spec for name, spec in loop.judge.items()}
+    judges |= {} if loop.stop is None else {"stop.judge": loop.stop.judge}
     for key, spec in judges.items():
         try:
             check_judge(spec)
@@ -43,6 +49,17 @@ def check_all_there(loop: RoundsConfig) -> None:
             told = str(error).replace("did you mean judge.", f"did you mean {key}.")
             raise ValueError(f"{key}{told.removeprefix('judge')}") from error
     check_prompts(loop)
+
+
+def _sources(loop: RoundsConfig, held_out: Any) -> Iterator[tuple[str, str]]:
+    """Yields the dotted key and the path of everything that rows are read from."""
+    yield "prompts.path", loop.prompts.path
+    yield from ((f"data.mix.{number}.path", part.path) for number, part in enumerate(loop.data.mix))
+    if loop.stop is not None:
+        yield "stop.prompts", loop.stop.prompts
+    sets = held_out.values() if isinstance(held_out, dict) else [held_out]
+    for source in sets if held_out is not None else ():
+        yield from (("train.data.eval", one.path) for one in open_sources(source) if one.path)
 
 
 def check_prompts(loop: RoundsConfig) -> None:
@@ -59,6 +76,11 @@ def check_prompts(loop: RoundsConfig) -> None:
             raise ValueError(f"{key}: {error}") from error
 
     asked = read("prompts.path", loop.prompts.path)
+    if loop.pair_options().rule == "human_own" and not any(one.human_ids for one in asked.prompts):
+        raise ValueError(
+            f"prompts.path: pair.rule human_own takes people's answers, and none of {len(asked.prompts)} prompts in "
+            f"{loop.prompts.path} has one; allowed are rows with chosen or completion"
+        )
     known = {one.id for one in asked.prompts}
     wanted = loop.rounds * (loop.prompts.per_round or 0)
     if loop.rounds > 1 and wanted > len(known) and not loop.prompts.repeat:

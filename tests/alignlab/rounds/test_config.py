@@ -53,6 +53,27 @@ from alignlab.rounds.watch import stopped
             {"sample": {"engine": {"name": "http://x/v1", "modl": "x"}}},
             r"sample\.engine\.modl: unknown option of http://x",
         ),
+        ({"start": ""}, "start: string should have at least 1 character, found ''"),
+        ({"output_dir": ""}, "output_dir: string should have at least 1 character, found ''"),
+        ({"judge": {"": "x.py:f"}}, r"judge\.?: string should have at least 1 character"),
+        ({"judge": {"rm": ""}}, r"judge\.rm.*: string should have at least 1 character, found ''"),
+        (
+            {"pair": {"rule": "minimax"}},
+            r"pair\.rule: minimax needs answers that were run against tests, .* best_worst,",
+        ),
+        ({"sample": {"samples": 1}}, r"sample\.samples: pair\.rule best_worst compares .* at least 2, found 1"),
+        ({"train": {"model.adapter": "x"}}, r"train\.model\.adapter: answers are drawn from `start` as it is, .* 'x'"),
+        ({"train": {"model": {"revision": "v2"}}}, r"train\.model\.revision: answers are drawn from `start`"),
+        (
+            {"train": {"reference": "none"}},
+            r"train\.reference: found 'none', and the loop's is 'initial'; allowed: auto",
+        ),
+        (
+            {"train": {"peft": {"r": 4}, "reference": "adapter_off"}, "reference": "previous"},
+            r"train\.reference: found 'adapter_off', and the loop's is 'previous'",
+        ),
+        ({"train": {"ref_adapter": "x"}}, r"train\.ref_adapter: the loop sets it itself"),
+        ({"train": {"resume_from_checkpoint": "x"}}, r"train\.resume_from_checkpoint: the loop sets it itself"),
         ({"train": {"output_dir": "x"}}, r"train\.output_dir: the loop sets it itself"),
         ({"train": {"learning_rat": 1}}, r"train\.learning_rat: unknown key; did you mean learning_rate"),
         ({"pair": {"min_margn": 1}}, r"pair\.min_margn: unknown key; did you mean pair\.min_margin\?"),
@@ -143,6 +164,11 @@ def test_a_gold_answer_is_asked_for_where_the_loss_reads_one(loop: Any) -> None:
         ({"judge": {"rm": "MODEL"}}, r"judge\.rm: MODEL has 2 outputs; a reward model has one"),
         ({"stop": {"patience": 1, "judge": "FOLDER/judges.py:no"}}, r"stop\.judge\.name: .* has no function 'no'"),
         ({"start": "FOLDER/none"}, r"start: the tokenizer of 'FOLDER/none' cannot be loaded: there is no such folder"),
+        ({"train": {"deepspeed": "zero9.json"}}, r"train\.deepspeed: no config 'zero9\.json'"),
+        (
+            {"train": {"data.eval": ["FOLDER/no.jsonl"], "data.eval_rows": None}},
+            r"train\.data\.eval: FOLDER/no\.jsonl: no such",
+        ),
         ({"launcher": "torchrnu -m"}, r"launcher: no program 'torchrnu' on PATH"),
     ],
 )
@@ -156,6 +182,13 @@ def test_what_is_not_there_is_said_before_anything_is_computed(
     with pytest.raises(ValueError, match=f"^{put(message, re.escape)}"):
         rounds.run(lambda _: None)
     assert not rounds.loop.folder.exists()
+
+
+def test_people_answered_where_spin_wants_them_to(loop: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    values = loop(judge={}, pair={"rule": "human_own"}, prompts={"path": str(tmp_path / "prompts.jsonl")})
+    with pytest.raises(ValueError, match=r"^prompts\.path: pair\.rule human_own .* none of 2 prompts in .* has one;"):
+        Rounds.load(values).check()
 
 
 @pytest.mark.parametrize("words", [["--dry-run"], ["--slurm", "job.sbatch", "--submit"]])
