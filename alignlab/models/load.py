@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from alignlab.config import ModelOptions, four_bit_dtype, holds_adapter
 from alignlab.runtime import is_sharded_at_load, this_machine
+from alignlab.scoring import keep_caps
 
 from .adapters import adapter_config, base_path, refuse_unrepeatable
 from .naming import loading
@@ -107,6 +108,7 @@ def load_model(options: ModelOptions, path: str | None = None, *, outputs: int =
             **labels,
         )
     guard_quantised(model)
+    keep_caps(model)
     return model if adapter is None else _adapted(model, adapter, outputs)
 
 

@@ -17,6 +17,7 @@ from alignlab.training import PreferenceTrainer
 
 from .ending import PAGE
 from .records import write_json
+from .watched import watched
 
 logger = logging.getLogger(__name__)
 IDS = "trackers.json"  # the ids of the trackers' runs, in the run folder: a resumed run goes on in them
@@ -27,13 +28,20 @@ def tracking(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
     """Keeps the trackers' runs open, from before the first step until the last file of the run is written.
 
     transformers ends them with the last step, so that the evaluation after it would open runs of its own. What fails
-    at the end is said and fails nothing: the run has its model by then.
+    once training has begun is said and fails nothing.
+
+    Raises:
+        ValueError: a tracker could not be started; names it.
     """
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
+            stack.enter_context(watched(trainer))
             for name, track in TRACKERS.items():
                 if name in (trainer.args.report_to or ()):
-                    stack.enter_context(track(config, trainer))
+                    try:
+                        stack.enter_context(track(config, trainer))
+                    except Exception as error:
+                        raise ValueError(f"report_to: {name} did not start: {type(error).__name__}: {error}") from error
         yield
 
 
@@ -46,7 +54,7 @@ def _mlflow(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
         mlflow.log_text(config.to_yaml(), "config.yaml")
         yield
         return
-    run = mlflow.start_run(run_id=_known(folder, "mlflow"), run_name=trainer.args.run_name)
+    run = _mlflow_run(folder, trainer.args.run_name)
     _remember(folder, "mlflow", run.info.run_id)
     mlflow.log_text(config.to_yaml(), "config.yaml")
     mlflow.set_tag("loss", config.loss["name"])
@@ -54,6 +62,18 @@ def _mlflow(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
         yield
         _told("mlflow", lambda: _each(mlflow.log_artifact, folder, PAGE))
         _told("mlflow", mlflow.flush_async_logging)
+
+
+def _mlflow_run(folder: Path, name: str | None) -> Any:
+    """Goes on in the run that an earlier start of this run opened; opens a new one where the server has not got it."""
+    import mlflow
+
+    if (known := _known(folder, "mlflow")) is not None:
+        try:
+            return mlflow.start_run(run_id=known)
+        except mlflow.MlflowException as error:
+            logger.warning("report_to: mlflow cannot go on in run %s, a new one is begun: %s", known, error)
+    return mlflow.start_run(run_name=name)
 
 
 @contextmanager
@@ -130,7 +150,7 @@ def _ended(well: Callable[[], Any], badly: Callable[[], Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        badly()
+        _told("tracker", badly)
         raise
     _told("tracker", well)
 
@@ -139,7 +159,7 @@ def _told(name: str, tell: Callable[[], Any]) -> None:
     try:
         tell()
     except Exception:
-        logger.exception("%s: the run is complete, but the tracker could not be told its end", name)
+        logger.exception("%s: the run is over, but the tracker could not be told its end", name)
 
 
 def _each(tell: Callable[[str], Any], folder: Path, *names: str) -> None:

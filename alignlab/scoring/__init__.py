@@ -9,7 +9,7 @@ from .kernels import UnsupportedAttention
 from .liger import liger_name, use_liger
 from .logits import Head
 from .packing import FLAT, TREES, UnsupportedModel, model_inputs
-from .planned import attention_caps
+from .planned import attention_caps, keep_caps
 from .positions import hidden_positions
 from .probe import choose_layout
 from .rounding import jolted
@@ -32,6 +32,7 @@ __all__ = [
     "head_of",
     "hidden_positions",
     "jolted",
+    "keep_caps",
     "liger_name",
     "model_inputs",
     "needed_logits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from alignlab.data import AttentionPlan, attention_plan
 
 from .kernels import UnsupportedAttention, block_mask, capped_attention, tree_attention
 
+logger = logging.getLogger(__name__)
 Window = tuple[int | None, int | None]  # sliding window, attention chunk; both in positions
 Plans = dict[int | None, AttentionPlan]  # by the positions of an attention chunk, None without chunks
 Blocks = dict[Window, Any]  # of FlexAttention, for a model that caps its attention scores
@@ -76,6 +78,17 @@ def attention_caps(config: Any) -> list[str]:
     """Returns what a config calls the soft-cap of its attention scores, where it has one."""
     named = [name for name in vars(config) if ("softcap" in name or "soft_cap" in name) and "att" in name]
     return [name for name in named if getattr(config, name)]
+
+
+def keep_caps(model: nn.Module) -> None:
+    """Has a model that soft-caps its attention scores run eagerly in place of SDPA, which drops the cap.
+
+    transformers 5.19 chooses SDPA for Gemma 2 and says nothing; later ones refuse it.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) == "sdpa" and attention_caps(config.get_text_config()):
+        logger.warning("%s caps its attention scores, which SDPA does not: it runs eagerly", type(model).__name__)
+        model.set_attn_implementation("eager")  # type: ignore[operator]
 
 
 def planned_attention(

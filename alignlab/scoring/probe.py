@@ -17,7 +17,7 @@ from alignlab.runtime import evaluating, true_float32
 
 from .checks import Trial, difference, leak, miscalled, short_windows
 from .packing import FLAT, TREES, UnsupportedModel, layer_windows
-from .planned import attention_caps
+from .planned import attention_caps, keep_caps
 from .twin import REACH, VOCABULARY, NoTwin, build_twin, twin_config
 from .values import base_of, value_head
 
@@ -88,6 +88,7 @@ def probe(model: Any, pad_id: int = 0, *, half: bool = False) -> tuple[Mode, str
     base = base_of(model)
     sharded = any(hasattr(parameter, "ds_id") for parameter in base.parameters())
     device = PartialState().device if sharded else next(base.parameters()).device
+    keep_caps(base)
     name, before = type(base).__name__, base.config._attn_implementation
     candidates = _candidates(base, device, half)
     if reason := _known_to_fail(base.config.get_text_config(), before if not candidates else ""):
@@ -190,7 +191,8 @@ def _twin_fails(base: Any, candidate: Candidate, device: torch.device, pad_id: i
 
 def _stock_of(base: Any, attention: str) -> str:
     """Returns the attention that runs plain rows of such a model as transformers does."""
-    return ("sdpa" if base._supports_sdpa else "eager") if attention in _OURS else attention
+    plain = "sdpa" if base._supports_sdpa and not attention_caps(base.config.get_text_config()) else "eager"
+    return plain if attention in (*_OURS, "sdpa") else attention
 
 
 def _twin(base: Any, candidate: Candidate, pad_id: int) -> Trial:

@@ -18,7 +18,7 @@ from alignlab.data import Mode
 from alignlab.losses import Loss, Needs
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
 from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, product_error, set_matmul_precision
-from alignlab.scoring import base_of, choose_layout, liger_name, router_of, value_head
+from alignlab.scoring import base_of, choose_layout, keep_caps, liger_name, router_of, value_head
 
 from .adapter_start import start_adapter
 from .sets import TrainingData
@@ -151,6 +151,7 @@ def build_policy(
     check_one_device("model", policy)
     check_head(policy, outputs)
     models.guard_quantised(policy)
+    keep_caps(base_of(policy))
     if peft_config is not None:
         set_seed(args.seed)  # the Trainer's own call comes too late for the adapter's random start
         policy = start_adapter(policy, peft_config, train, args)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from making import make_rows
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from alignlab import load_config, train
 
@@ -45,8 +47,11 @@ def run(tmp_path, model_path, monkeypatch):
     return start
 
 
-def test_mlflow_has_one_run_over_a_resume(run, tmp_path):
+def test_mlflow_has_one_run_over_a_resume(run, tmp_path, caplog):
+    """Where the server has lost it, a new one is begun, and that is said."""
     import mlflow
+
+    from alignlab.run.trackers import _mlflow_run
 
     run("mlflow", max_steps=2)
     folder = run("mlflow", resume_from_checkpoint="auto")
@@ -63,6 +68,49 @@ def test_mlflow_has_one_run_over_a_resume(run, tmp_path):
     assert artifacts == {"config.yaml", "report.html"}
     assert "name: ipo" in mlflow.artifacts.load_text(f"runs:/{identity}/config.yaml")
     assert json.loads((folder / "trackers.json").read_text()) == {"mlflow": identity}
+
+    lost = "0" * 32
+    (folder / "trackers.json").write_text(json.dumps({"mlflow": lost}), encoding="utf-8")
+    with caplog.at_level("WARNING", "alignlab"):
+        opened = _mlflow_run(folder, "other")
+    mlflow.end_run()
+    assert (opened.info.run_name, opened.info.run_id in (lost, identity)) == ("other", False)
+    assert f"mlflow cannot go on in run {lost}, a new one is begun: Run with id={lost} not found" in caplog.text
+
+
+class Dying(TrainerCallback):
+    """A tracker whose server is gone after its first log."""
+
+    seen: tuple[str, ...] = ()
+
+    def on_log(self, args, state, control, **kwargs):
+        Dying.seen += (f"log {state.global_step}",)
+        if state.global_step > 1:
+            raise ConnectionError("no route to host")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        Dying.seen += ("end",)
+
+
+def test_a_tracker_that_dies_ends_no_run(run, monkeypatch, caplog):
+    """Steps 2 and 3, the end of training and the last evaluation fail; the first failure and their number are said."""
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "dying", Dying)
+    with caplog.at_level("WARNING", "alignlab"):
+        folder = run("dying", report=False)
+    assert (folder / "metrics.json").is_file()
+    assert Dying.seen == ("log 1", "log 2", "log 3", "log 3", "end", "log 3")
+    told = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
+    assert told == [
+        "report_to: dying failed at step 2, and training goes on: ConnectionError: no route to host",
+        "report_to: dying failed 4 times, from step 2 to 3",
+    ]
+
+
+def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at/all")
+    with pytest.raises(ValueError, match=r"^report_to: mlflow did not start: Unsupported"):
+        run("mlflow")
+    assert not (tmp_path / "run" / "trainer_state.json").exists()
 
 
 def test_a_run_that_fails_has_failed_in_mlflow_too(run, tmp_path, monkeypatch):

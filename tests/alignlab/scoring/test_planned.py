@@ -282,6 +282,16 @@ def test_a_capped_model_stays_eager_on_the_cpu_and_is_bound_for_kernels_on_a_gpu
     assert probing._twin_fails(model, ON_A_GPU, torch.device("cpu"), 0) == ""
 
 
+def test_a_cap_is_not_left_to_sdpa(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers 5.19 runs Gemma 2 through SDPA, which drops the cap."""
+    capped, plain = capped_model(), model_of("Gemma2", {**SLIDING, "attn_logit_softcapping": None})
+    for model in (capped, plain):
+        model.config._attn_implementation = "sdpa"
+        planned.keep_caps(model)
+    assert (capped.config._attn_implementation, plain.config._attn_implementation) == ("eager", "sdpa")
+    assert "Gemma2ForCausalLM caps its attention scores, which SDPA does not: it runs eagerly" in caplog.text
+
+
 @pytest.mark.parametrize("fault", ["cap", "window", "completion"])
 def test_wrong_capped_attention_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cap that is lost, a window that is lost, completions that see each other: thousands of roundings off."""
