@@ -78,7 +78,7 @@ def test_mlflow_has_one_run_over_a_resume(run, tmp_path, caplog):
     assert f"mlflow cannot go on in run {lost}, a new one is begun: Run with id={lost} not found" in caplog.text
 
 
-class Dying(TrainerCallback):
+class Dying(TrainerCallback):  # type: ignore[misc]
     """A tracker whose server is gone after its first log."""
 
     seen: tuple[str, ...] = ()
