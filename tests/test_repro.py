@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import doctest
 import importlib
@@ -466,3 +467,28 @@ def test_iterated_program(output: Path) -> None:
     assert all(8 < pairs <= 16 for pairs in found["rounds"])
     assert all(row["kl"] > 0 for row in rows[1:])
     assert len({row["kl"] for row in rows[1:]}) == 16
+
+
+def test_the_reference_is_the_model_as_it_was_or_the_start(output: Path) -> None:
+    """The loss of the first step, before any update: ln 2 if the policy is its reference; else the mean of the losses
+    -log sigmoid(beta gap) by the log-probabilities of both models."""
+    tiny, made, work = program("tiny"), program("world").World(0), output / "work"
+    base, rows, dpo = tiny.start(0, work, quick=True), made.pairs(16), {"name": "dpo", "beta": 0.1}
+    moved = tiny.tuned(base, made.pairs(64), dpo, 0, work, 4)
+    path = {"ref_model_name_or_path": str(work / "start_0")}
+
+    def first_loss(**own: Any) -> float:
+        return float(tiny.fit(copy.deepcopy(moved), rows, dpo, 0, work, 1, **own).state.log_history[-1]["train_loss"])
+
+    def logps(model: Any, name: str) -> torch.Tensor:
+        turns = [tiny.tokenizer().apply_chat_template(row["prompt"] + row[name], tokenize=False) for row in rows]
+        tokens = torch.tensor([tiny.tokenizer()(text, add_special_tokens=False).input_ids for text in turns])
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(tokens).logits[:, 5:-1].log_softmax(-1)
+        return found.gather(-1, tokens[:, 6:, None])[..., 0].sum(-1)  # a prompt has six tokens
+
+    gaps = [logps(model, "chosen") - logps(model, "rejected") for model in (moved, base)]
+    expected = -torch.nn.functional.logsigmoid(0.1 * (gaps[0] - gaps[1])).mean()
+    assert first_loss() == pytest.approx(math.log(2), abs=1e-6)
+    assert first_loss(**path) == pytest.approx(float(expected), abs=1e-5)
+    assert abs(float(expected) - math.log(2)) > 1e-3
