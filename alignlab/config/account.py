@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,6 +97,8 @@ class Account:
         """Takes over how many training rows are held out: from 1 on a number of rows, below it a share of them."""
         share = self.get(key)
         if share:
+            if not isinstance(share, (int, float)):
+                raise ValueError(f"{key}: expected a number of rows, or a share of them, found {share!r}")
             rows = int(share) if share >= 1 else HELD_OUT
             why = "rows" if share >= 1 else "a number of rows here, where it is a share there: set your own"
             self.move(key, "data.eval_rows", rows, why)
@@ -120,7 +122,7 @@ class Account:
 
 def choose(key: str, found: Any, rules: Mapping[Any, Any], hint: str = "") -> Any:
     """Returns the rule for a value of one of their keys, or raises a ValueError that names those there are."""
-    if found in rules:
+    if isinstance(found, Hashable) and found in rules:
         return rules[found]
     allowed = ", ".join(str(one) for one in rules if one)
     raise ValueError(f"{key}: {found!r} has no counterpart here{hint}; what can be taken over: {allowed}")

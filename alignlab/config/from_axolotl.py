@@ -32,6 +32,7 @@ LOSSES: dict[str, LossRule] = {  # rl
     "reward_model": ({"name": "bradley_terry"}, {"centring": "center_rewards_coefficient"}),  # a key of its own there
 }
 NLL_BESIDE = {"simpo"}  # to which CPOTrainer adds cpo_alpha times the likelihood
+SWITCHED = {"dpo"}
 SWITCHES: dict[str, LossRule] = {  # keys that make another loss of rl: dpo
     "dpo_norm_loss": ({"name": "sigmoid_norm"}, BETA),
     "dpo_use_weighting": ({"name": "wpo", "clamp": False}, BETA),
@@ -123,15 +124,20 @@ def _loss(account: Account) -> Values:
     rule = choose("rl", kind, LOSSES, "" if kind else ": it is not preference training")
     for key in ("rl", "reward_model"):
         account.tell(key, "changed", f"loss.name: {rule[0]['name']}")
-    if account.get("trl"):
-        account.given.setdefault("rl_beta", account.get("trl").get("beta", DEFAULTS["rl_beta"]))
+    beta = (account.get("trl") or {}).get("beta")
+    if beta is not None:
+        account.drop(f"trl.beta, {beta}, goes before it", "rl_beta", "orpo_alpha")
+        account.given["rl_beta"] = beta
         account.tell("trl", "changed", "loss.beta")
     elif "rl_beta" not in account.given and "orpo_alpha" in account.given:
         rule = (rule[0], {"beta": "orpo_alpha"})
-    for key, other in SWITCHES.items():
-        if account.get(key):
-            account.tell(key, "changed", f"loss.name: {other[0]['name']}")
-            rule = other
+    on = [key for key in SWITCHES if account.get(key)]
+    if on and (len(on) > 1 or kind not in SWITCHED or account.get("dpo_label_smoothing")):
+        found = ", ".join([f"rl: {kind}", *on[1:], f"dpo_label_smoothing: {account.get('dpo_label_smoothing')}"])
+        raise ValueError(f"{on[0]}: taken over for plain rl: dpo alone; found {found} beside it")
+    for key in on:
+        rule = SWITCHES[key]
+        account.tell(key, "changed", f"loss.name: {rule[0]['name']}")
     parts = [(account.loss(rule), 1.0)]
     if kind in NLL_BESIDE:
         weight = account.get("cpo_alpha")
@@ -173,19 +179,29 @@ def _adapter(account: Account) -> None:
 
 def _data(account: Account) -> None:
     if account.get("datasets"):
-        account.move("datasets", "data.train", [_source(one) for one in account.get("datasets")], "without their types")
+        account.move("datasets", "data.train", _sources(account.get("datasets")), "without their types")
     if account.get("test_datasets"):
-        account.move("test_datasets", "data.eval", [_source(one) for one in account.get("test_datasets")])
+        account.move("test_datasets", "data.eval", _sources(account.get("test_datasets")))
     account.hold_out("val_set_size")
     account.drop("the tokenizer's own chat template frames rows; another one: model.chat_template", "chat_template")
 
 
-def _source(given: Values) -> Values:
-    """Returns one of their data sets as a part of a mixture; files go before the name of a reader such as json."""
-    files = given.get("data_files")
-    file = files[0] if isinstance(files, list) and len(files) == 1 else files
-    made: Values = {"path": file if isinstance(file, str) else given["path"]}
-    if not isinstance(file, str) or given.get("split") not in (None, "train"):
+def _sources(given: list[Values]) -> list[Values]:
+    """Returns their data sets as parts of a mixture, a part each file."""
+    found = []
+    for one in given:
+        files = one.get("data_files")
+        some = files if isinstance(files, list) else [files]
+        if not all(file is None or isinstance(file, str) for file in some):
+            raise ValueError(f"datasets: data_files: expected a file or a list of files, found {files!r}")
+        found += [_source(one, file) for file in some]
+    return found
+
+
+def _source(given: Values, file: str | None) -> Values:
+    """Returns one of their data sets as a part of a mixture; a file goes before the name of a reader such as json."""
+    made: Values = {"path": given["path"] if file is None else file}
+    if file is None or given.get("split") not in (None, "train"):
         made |= {key: given[key] for key in ("split", "name") if given.get(key)}
     kind = given.get("type")
     columns = {**given, **(kind if isinstance(kind, dict) else {})}
@@ -194,13 +210,17 @@ def _source(given: Values) -> Values:
 
 
 def _training(account: Account) -> None:
-    epochs = float(account.get("num_epochs"))
+    epochs = account.get("num_epochs")
+    if not isinstance(epochs, (int, float)) or not epochs > 0:
+        raise ValueError(f"num_epochs: expected a number above 0, found {epochs!r}")
     for key, strategy, steps in (
         ("evals_per_epoch", "eval_strategy", "eval_steps"),
         ("saves_per_epoch", "save_strategy", "save_steps"),
     ):
         times = account.get(key)
-        if times:
+        if times and times * epochs <= 1:  # a share of 1 and more would be taken for a number of steps
+            account.move(key, strategy, "epoch")
+        elif times:
             account.put(strategy, "steps")
             account.move(key, steps, round(1 / (times * epochs), 6), "a share of all steps")
         account.drop("never", key)
@@ -225,6 +245,8 @@ def _training(account: Account) -> None:
             "no stop on evaluation: save_total_limit and load_best_model_at_end keep the best",
             "early_stopping_patience",
         )
+    if isinstance(account.get("fsdp"), list):
+        account.move("fsdp", "fsdp", " ".join(map(str, account.get("fsdp"))))
     engine = str(account.get("deepspeed") or "")
     shipped = {"zero1.json", "zero2.json", "zero3.json"} & {engine.rsplit("/", 1)[-1].replace("_bf16", "")}
     if shipped:

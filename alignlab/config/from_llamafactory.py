@@ -34,6 +34,7 @@ LOSSES: dict[str, LossRule] = {  # pref_loss
     "orpo": (ORPO, BETA),
     "simpo": ({"name": "simpo"}, {**BETA, "gamma": "simpo_gamma"}),
 }
+BESIDE_BCO = {"dpo", "hinge", "ipo", "kto_pair"}  # the losses that read a reference there
 KTO = {**BETA, "desirable_weight": "kto_chosen_weight", "undesirable_weight": "kto_rejected_weight"}
 STAGES: dict[str, dict[str, LossRule]] = {
     "dpo": LOSSES,
@@ -67,8 +68,14 @@ def convert(account: Account, trainer: str | None = None) -> None:
         raise ValueError("--trainer: LLaMA-Factory's configs say it themselves, in `stage`")
     rules = choose("stage", account.get("stage"), STAGES)
     loss = account.loss(choose("pref_loss", account.get("pref_loss") or "sigmoid", rules))
-    weight = account.get("pref_ftx") or 0.0
-    account.values["loss"] = sum_of([(loss, 1.0), ({"name": "sft", "reduction": "example"}, weight)])
+    if account.get("ld_alpha") is not None:
+        raise ValueError("ld_alpha: there it bends the policy's scores and not the reference's; no loss here does that")
+    weight, share = account.get("pref_ftx") or 0.0, account.get("pref_bco_weight") or 0.0
+    parts = [(loss, 1 / (1 + share)), ({"name": "bco_pair", "beta": account.get("pref_beta")}, share / (1 + share))]
+    if share and loss["name"] not in BESIDE_BCO:
+        raise ValueError(f"pref_bco_weight: {share}: it says nothing to {loss['name']} there; leave it out")
+    account.values["loss"] = sum_of([*parts, ({"name": "sft", "reduction": "example"}, weight)])
+    account.tell("pref_bco_weight", "changed", "a sum with bco_pair, both divided by 1 + it" if share else "0: none")
     account.tell("pref_ftx", "changed", "a weighted sum with sft" if weight else "0: no sft beside the loss")
     account.tell("stage", "changed", f"loss.name: {loss['name']}")
     account.tell("pref_loss", "changed", f"loss.name: {loss['name']}")

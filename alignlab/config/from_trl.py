@@ -29,7 +29,7 @@ WEIGHTS = {**BETA, "desirable_weight": "desirable_weight", "undesirable_weight":
 SFT: LossRule = ({"name": "sft", "reduction": "token"}, {})
 LOSSES: dict[str, dict[str, LossRule]] = {  # trainer -> their loss_type -> ours
     "dpo": {
-        "sigmoid": ({"name": "dpo"}, SMOOTH),
+        "sigmoid": ({"name": "dpo"}, BETA),
         "robust": ({"name": "dpo", "smoothing": "robust"}, SMOOTH),
         "hinge": ({"name": "hinge"}, BETA),
         "ipo": ({"name": "ipo", "normalise": "mean"}, BETA),
@@ -54,6 +54,7 @@ LOSSES: dict[str, dict[str, LossRule]] = {  # trainer -> their loss_type -> ours
     },
 }
 LOSSES["reward"] = {"bradley_terry": ({"name": "bradley_terry"}, {"centring": "center_rewards_coefficient"})}
+SWITCHED = {"dpo"}  # trainers whose switches bend their losses
 NLL_BESIDE = {("cpo", "simpo"), ("cpo", "alphapo")}  # to which CPOTrainer adds cpo_alpha times the likelihood
 FIRST = {trainer: next(iter(rules)) for trainer, rules in LOSSES.items()}  # their default loss_type
 TELLTALE = {  # keys that one trainer alone has
@@ -106,6 +107,9 @@ def convert(account: Account, trainer: str | None = None) -> None:
     _data(account)
     account.move("gradient_checkpointing", "gradient_checkpointing")
     account.move("dataset_num_proc", "data_workers") if account.get("dataset_num_proc") else None
+    if "max_length" in account.given and account.given["max_length"] is None:
+        account.put("max_length", None)
+        account.tell("max_length", "kept", "null: nothing is cut")
     account.drop("packed rows have no padding", "padding_free", "pad_to_multiple_of", "padding_value")
     account.drop("the loss never holds logits of the prompt", "use_logits_to_keep", "use_liger_loss")
     account.drop("scores of the reference are cached anyway", "precompute_ref_log_probs")
@@ -122,18 +126,41 @@ def _loss(account: Account, trainer: str, rules: dict[str, LossRule]) -> Any:
     if len(weights) != len(kinds):
         raise ValueError(f"loss_weights: {len(weights)} numbers for {len(kinds)} losses")
     chosen = [choose("loss_type", kind, rules) for kind in kinds]
-    if len(chosen) == 1:
-        chosen[0] = _variant(account, chosen[0])
+    if trainer in SWITCHED:
+        chosen = _varied(account, FIRST[trainer], kinds, chosen)
     parts = [(account.loss(rule), weight) for rule, weight in zip(chosen, weights, strict=True)]
     if NLL_BESIDE & {(trainer, kind) for kind in kinds} and account.get("cpo_alpha"):
         parts.append((account.loss(SFT), account.get("cpo_alpha")))
         text = "CPOTrainer adds so many times the likelihood of the chosen completion: a sum of two losses"
         account.tell("cpo_alpha", "changed", text)
+    if trainer in SWITCHED and account.get("rpo_alpha"):
+        parts.append((account.loss(SFT), account.get("rpo_alpha")))
+        account.tell("rpo_alpha", "changed", "so many times the likelihood of the chosen completion: a sum of losses")
+    account.drop("off", "rpo_alpha") if not account.get("rpo_alpha") else None
     made = sum_of(parts)
     account.tell("loss_type", "changed", f"loss.name: {made['name']}")
     account.tell("loss_weights", "changed", "loss.weights")
+    if trainer in SWITCHED and FIRST[trainer] in kinds:
+        why = "TRL ignores it with sigmoid; loss.label_smoothing works here"
+        account.drop(why, "label_smoothing")
     account.drop("not an option of this loss", "label_smoothing", "discopop_tau", "cpo_alpha", "simpo_gamma", "alpha")
     return made
+
+
+def _varied(account: Account, plain: str, kinds: list[str], chosen: list[LossRule]) -> list[LossRule]:
+    """Returns the losses as switches of DPOConfig make them.
+
+    Raises:
+        ValueError: a switch bends another loss than the plain one, or two are on: there is no such loss here.
+    """
+    divergence = account.get("f_divergence_type") not in (None, "reverse_kl")
+    on = ["f_divergence_type"] if divergence else []
+    on += ["use_weighting"] if account.get("use_weighting") else []
+    on += ["ld_alpha"] if account.get("ld_alpha") is not None else []
+    if on and (len(on) > 1 or kinds != [plain]):
+        found = ", ".join([*on[1:], *kinds])
+        raise ValueError(f"{on[0]}: taken over with loss_type sigmoid alone, which it bends; found {found} beside it")
+    return [_variant(account, chosen[0])] if len(chosen) == 1 else chosen
 
 
 def _variant(account: Account, plain: LossRule) -> LossRule:

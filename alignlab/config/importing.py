@@ -58,7 +58,10 @@ def import_config(source: str, path: str | Path, trainer: str | None = None) -> 
     convert, defaults = choose("import", source, SOURCES)
     path = Path(path)
     account = Account(read_yaml(path), defaults)
-    convert(account, trainer)
+    try:
+        convert(account, trainer)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{path}: a key holds what {source} would not take there: {error}") from error
     _rest(account)
     for block, values in PLACEHOLDERS.items():
         for key, value in values.items():

@@ -21,7 +21,7 @@ ONE = {"per_device_train_batch_size": 1, "num_train_epochs": 1.0, "lr_scheduler_
 
 EXPECTED = {  # everything that comes of each file, by hand from the docs and the code of the three
     "trl_dpo_lora": {
-        "loss": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0},
+        "loss": {"name": "dpo", "beta": 0.1},
         "model": {
             "name_or_path": "Qwen/Qwen2.5-1.5B-Instruct",
             "dtype": "bfloat16",
@@ -44,7 +44,7 @@ EXPECTED = {  # everything that comes of each file, by hand from the docs and th
         "loss": {
             "name": "weighted_sum",
             "parts": [
-                {"name": "dpo", "beta": 0.3, "label_smoothing": 0.0},
+                {"name": "dpo", "beta": 0.3},
                 {"name": "bco_pair", "beta": 0.3},
                 {"name": "sft", "reduction": "token"},
             ],
@@ -296,7 +296,8 @@ def test_what_was_kept_changed_or_left_out_is_said_with_the_reason():
     assert lines["no_remove_unused_columns"] == f"no_remove_unused_columns: {unknown}"
     assert told(FOLDER / "axolotl_orpo.yml")["some_plugin_key"] == f"some_plugin_key: {unknown}"
     smoothing = told(FOLDER / "trl_dpo_divergence.yaml")["label_smoothing"]
-    assert smoothing == "label_smoothing: no counterpart: not an option of this loss"
+    why = "TRL ignores it with sigmoid; loss.label_smoothing works here"
+    assert smoothing == f"label_smoothing: no counterpart: {why}"
 
 
 def write(tmp_path, **values):
@@ -340,6 +341,46 @@ SWITCHES = [
 def test_switches_of_axolotl_make_other_losses(tmp_path, switch, loss):
     given = {"base_model": "sft", "datasets": [{"path": "pairs"}], "rl": "dpo", "learning_rate": 1e-6}
     assert import_config("axolotl", write(tmp_path, **given, **switch)).values["loss"] == loss
+
+
+AXOLOTL = {"base_model": "sft", "datasets": [{"path": "pairs"}], "rl": "dpo", "learning_rate": 1e-6}
+FACTORY = {"stage": "dpo", "model_name_or_path": "sft"}
+NOT_THE_SAME = [  # each became another loss than the one that is trained there, without a word
+    ("trl", TRL | {"loss_type": "hinge", "f_divergence_type": "js_divergence"}, "taken over with loss_type sigmoid"),
+    ("trl", TRL | {"loss_type": ["sigmoid", "ipo"], "use_weighting": True}, "use_weighting: taken over with loss_type"),
+    ("trl", TRL | {"ld_alpha": 0.5, "use_weighting": True}, "use_weighting: taken over with loss_type sigmoid alone"),
+    ("axolotl", AXOLOTL | {"rl": "ipo", "rpo_alpha": 0.5}, "rpo_alpha: taken over for plain rl: dpo alone"),
+    ("axolotl", AXOLOTL | {"rpo_alpha": 0.5, "dpo_norm_loss": True}, "dpo_norm_loss: taken over for plain rl: dpo"),
+    ("llamafactory", FACTORY | {"ld_alpha": 0.5}, "ld_alpha: there it bends the policy's scores"),
+    ("llamafactory", FACTORY | {"pref_loss": "simpo", "pref_bco_weight": 0.5}, "pref_bco_weight: 0.5: it says nothing"),
+    ("llamafactory", FACTORY | {"val_size": "x"}, "val_size: expected a number of rows, or a share of them, found 'x'"),
+    ("axolotl", AXOLOTL | {"rl": ["dpo"]}, "rl: ['dpo'] has no counterpart here"),
+    ("axolotl", AXOLOTL | {"datasets": "pairs"}, "a key holds what axolotl would not take there"),
+    ("axolotl", AXOLOTL | {"num_epochs": "abc"}, "num_epochs: expected a number above 0, found 'abc'"),
+]
+
+
+@pytest.mark.parametrize(("source", "given", "message"), NOT_THE_SAME)
+def test_what_would_become_another_run_is_refused(tmp_path, source, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        import_config(source, write(tmp_path, **given))
+
+
+def test_what_was_lost_on_the_way_comes_over(tmp_path):
+    """The likelihood beside DPO, BCO of LLaMA-Factory, a limit that is off, all files, and which beta counts."""
+    found = import_config("trl", write(tmp_path, **TRL, rpo_alpha=0.5, max_length=None)).values
+    parts = [{"name": "dpo", "beta": 0.1}, {"name": "sft", "reduction": "token"}]
+    assert found["loss"] == {"name": "weighted_sum", "parts": parts, "weights": [1.0, 0.5]}
+    assert found["max_length"] is None
+    found = import_config("llamafactory", write(tmp_path, **FACTORY, pref_bco_weight=1.0, pref_ftx=0.2)).values
+    assert [one["name"] for one in found["loss"]["parts"]] == ["dpo", "bco_pair", "sft"]
+    assert found["loss"]["weights"] == [0.5, 0.5, 0.2]
+    files = [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]
+    given = AXOLOTL | {"datasets": files, "rl_beta": 0.2, "trl": {"beta": 0.3}, "evals_per_epoch": 1, "num_epochs": 1}
+    found = import_config("axolotl", write(tmp_path, **given, fsdp=["full_shard", "auto_wrap"])).values
+    assert found["data"]["train"] == [{"path": "a.jsonl"}, {"path": "b.jsonl"}]
+    assert found["loss"]["beta"] == 0.3
+    assert (found["eval_strategy"], "eval_steps" in found, found["fsdp"]) == ("epoch", False, "full_shard auto_wrap")
 
 
 REWARDS = [
