@@ -74,9 +74,9 @@ def answer_benchmark(asked: Sampled, form: str, generator: str) -> None:
         raise ValueError(f"--samples: a benchmark takes 1 answer to a question, found {asked.options.samples}")
     if array_part()[1] > 1:
         raise ValueError("--as: the questions of a benchmark are one job's (of as many ranks as you like), no array's")
-    questions = read_questions(asked.prompts, form)[: asked.most]
-    if not questions:
+    if asked.most is not None and asked.most < 1:  # -1 would leave the last question out
         raise ValueError(f"--most: expected at least 1, found {asked.most}")
+    questions = read_questions(asked.prompts, form)[: asked.most]
     digest = hashlib.sha256(json.dumps([one.row for one in questions], sort_keys=True).encode()).hexdigest()
     of = {"step": "benchmark", "as": form, "generator": generator, "questions": digest, **asked.options.of()}
     before = made_beside(asked.output, of).read().get("of", {})

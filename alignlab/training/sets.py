@@ -105,7 +105,7 @@ class TrainingData:
 
     def _prepared(self, source: DataSource, name: str) -> Any:
         """Returns a tokenised dataset; one that is tokenised already is taken as it is."""
-        if "prompt_ids" in (getattr(source, "column_names", None) or ()):
+        if _is_tokenised(getattr(source, "column_names", None) or ()):
             return source
         args, needs = self.args, self.needs
         if needs.data == "lists" and args.lists_as != "best_worst" and args.should_save:
@@ -175,3 +175,9 @@ class TrainingData:
         if new and self.train is not None and "group" in self.needs.columns:
             raise ValueError(f"the evaluation data has groups that the training data lacks: {', '.join(new)}")
         return (*trained, *new)
+
+
+def _is_tokenised(columns: Any) -> bool:
+    """True for a set that is prepared: its completions have masks, which rows of answers and their tokens need not."""
+    names = [name for name in columns if str(name).endswith("_ids") and name != "prompt_ids"]
+    return "prompt_ids" in columns and all(name.replace("_ids", "_mask") in columns for name in names)

@@ -1,6 +1,7 @@
 """AlpacaEval's and MT-Bench's files, in their own schemas: each answer is the greedy one of the model itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from making import make_model, make_tokenizer
@@ -212,6 +213,8 @@ def test_what_is_refused(files, asked, monkeypatch):
         answer_benchmark(asked(samples=2, temperature=1.0), "mt_bench", "mine")
     with pytest.raises(ValueError, match="samples: at temperature 0 all answers to a prompt are one; found 2"):
         asked(samples=2)
+    with pytest.raises(ValueError, match="--most: expected at least 1, found -1"):
+        answer_benchmark(replace(asked(), most=-1), "mt_bench", "mine")
     with pytest.raises(ValueError, match="--as: expected one of alpaca_eval, mt_bench, found 'arena'"):
         answer_benchmark(asked(), "arena", "mine")
     (files / "mine.jsonl").write_text("mine\n")

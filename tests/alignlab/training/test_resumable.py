@@ -50,6 +50,19 @@ def test_schedules_and_optimisers_that_cannot_be_made_name_their_key(
         trainer(tokenizer, tmp_path, "sft", **changes).train()
 
 
+def test_a_hub_that_gives_no_place_is_said_before_anything_is_trained(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a connection, of a library below the hub's client, named no key."""
+
+    def create(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no name for this address")
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", create)
+    with pytest.raises(ValueError, match=r"^push_to_hub: .* no name for this address; set HF_TOKEN"):
+        trainer(tokenizer, tmp_path, "sft", push_to_hub=True)
+
+
 def test_nothing_but_zero_is_unpickled(tokenizer: Any, tmp_path: Path) -> None:
     """Optimiser, scheduler and random states load with weights_only; training_args.bin is never loaded.
 

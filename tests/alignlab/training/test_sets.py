@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from making import make_rows
 from making_lists import make_lists
 
@@ -68,3 +69,20 @@ def test_chat_template_kwargs(tokenizer: Any, tmp_path: Path) -> None:
         row = data_of({"name": "dpo"}, [{"prompt": turn, **answers}], tokenizer, tmp_path, **keys).train[0]
         prompts[name] = tokenizer.decode(row["prompt_ids"])
     assert prompts["kind"].replace(" ", "") == "kindly" + prompts["plain"].replace(" ", "")
+
+
+@pytest.mark.parametrize("kind", ["pairs", "lists"])
+def test_rows_of_tokens_are_read_also_where_they_are_a_dataset(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """What `alignlab pair` writes has ``prompt_ids``, as prepared sets have, and was taken for one of those."""
+    one, other = ([40, 1], [60, 61, 1])
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (one, other)]
+    row: dict[str, Any] = {"prompt": "the", "prompt_ids": [5, 6]}
+    if kind == "pairs":
+        row |= {"chosen": texts[0], "rejected": texts[1], "chosen_ids": one, "rejected_ids": other}
+    else:
+        row |= {"completions": texts, "scores": [1.0, 0.0], "completions_ids": [one, other]}
+    loss = {"name": "dpo" if kind == "pairs" else "plackett_luce"}
+    as_rows = data_of(loss, [row], tokenizer, tmp_path)
+    found = data_of(loss, Dataset.from_list([row]), tokenizer, tmp_path)
+    assert found.train[0] == as_rows.train[0]
+    assert data_of(loss, found.train, tokenizer, tmp_path).train is found.train, "prepared sets stay as they are"
