@@ -9,12 +9,14 @@ import pytest
 
 from alignlab.config.run import load_config
 from alignlab.rounds import load_rounds
+from alignlab.run.search import load_search
 from alignlab.run.sweep import load_sweep
 
 FOLDER = Path(str(resources.files("alignlab.configs")))
 SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))
 ROUNDS = [FOLDER / f"{name}.yaml" for name in ("iterative_dpo", "rejection_sft", "rlhflow", "spin")]
-CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS, *ROUNDS})
+SEARCHES = sorted(FOLDER.glob("search_*.yaml"))
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS, *ROUNDS, *SEARCHES})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -33,6 +35,16 @@ def test_shipped_config_opens_with_purpose_and_command(path):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_shipped_sweep_loads_and_opens_with_its_command(path):
     assert len({run.name for run in load_sweep(path.name).runs}) > 1
+    header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header is not None
+    assert f"alignlab sweep {path.name}" in header[0]
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)
+def test_shipped_search_loads_at_every_end_and_opens_with_its_command(path):
+    found = load_search(path.name)
+    assert found.folder == Path("runs") / path.stem
+    assert len(found.space.corners()) == 6
     header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     assert header is not None
     assert f"alignlab sweep {path.name}" in header[0]

@@ -87,6 +87,8 @@ def _range(name: str, asked: Mapping[str, Any]) -> BaseDistribution:
     for end in ("low", "high"):
         if not _is_number(asked.get(end)):
             raise ValueError(f"{name}.{end}: expected a number, found {asked.get(end)!r}")
+    if asked["low"] > asked["high"]:
+        raise ValueError(f"{name}: expected low <= high, found {asked['low']} and {asked['high']}")
     whole = isinstance(asked["low"], int) and isinstance(asked["high"], int)
     log, step = asked.get("log", False), asked.get("step", 1 if whole else None)
     if not isinstance(log, bool):

@@ -69,7 +69,7 @@ def params(search):
         ({"space": {"seed": {"low": 3}}}, "search.space.seed.high: expected a number, found None"),
         ({"space": {"seed": {"choices": []}}}, "search.space.seed.choices: expected a list of values, found []"),
         ({"space": {"seed": {"choices": [1, 1]}}}, "search.space.seed.choices: a value stands there twice: [1, 1]"),
-        ({"space": {"seed": {"low": 3, "high": 1}}}, "search.space.seed: `low <= high` must hold"),
+        ({"space": {"seed": {"low": 3, "high": 1}}}, "search.space.seed: expected low <= high, found 3 and 1"),
         ({"space": {"seed": {"low": 0, "high": 5, "step": 2}}}, "search.space.seed: The distribution is specified by"),
         ({"space": {"seed": {"low": 0, "high": 5, "step": 0.5}}}, "search.space.seed.step: expected a whole number"),
         ({"prune": {"startup": 1}}, "search.prune.startup: unknown key; did you mean search.prune.startup_trials?"),

@@ -101,6 +101,7 @@ def model_of(name: str, values: dict[str, Any]) -> Any:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data *= 3
+    planned.keep_caps(model)
     return model.eval()
 
 
