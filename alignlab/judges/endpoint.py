@@ -77,7 +77,7 @@ class Endpoint(Judge):
         self.options, self.client = options, ChatClient(url, options, options)
         check_positive(workers=options.workers)
         self.description = f"{options.model} at {self.client.url}"
-        self._failures, self._stopped = 0, ""
+        self._failures, self._stopped, self._first = 0, "", ""
 
     def identity(self) -> str:
         """Returns the model's name there, and what it is told."""
@@ -85,8 +85,9 @@ class Endpoint(Judge):
         return f"{self.options.model} {hashlib.sha256(repr(told).encode()).hexdigest()[:32]}"
 
     def usage(self) -> dict[str, Any]:
-        """Returns requests, tokens and cost so far, and why it stopped, if it did."""
-        return self.client.budget.usage() | ({"stopped": self._stopped} if self._stopped else {})
+        """Returns requests, tokens and cost so far, and why it stopped or first judged nothing, if it did."""
+        told = {"stopped": self._stopped, "first_failure": "" if self._stopped else self._first}
+        return self.client.budget.usage() | {name: why for name, why in told.items() if why}
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Returns the endpoint's verdicts.
@@ -100,6 +101,7 @@ class Endpoint(Judge):
             verdicts = list(pool.map(self._judge, comparisons))
         missing = [verdict for verdict in verdicts if verdict.outcome is None]
         if missing:
+            self._first = self._first or missing[0].note
             logger.warning("%d of %d comparisons were not judged: %s", len(missing), len(verdicts), missing[-1].note)
         return verdicts
 

@@ -39,12 +39,17 @@ class Budget:
     from the replies: what was in flight when its limit was reached is paid as well.
 
     Raises:
-        ValueError: money is limited, and a price is missing. The message opens with the option's name.
+        ValueError: money is limited, and a price is missing; or a limit is no number from 0. The message opens with the
+            option's name.
     """
 
     def __init__(self, limits: Limits) -> None:
         if limits.max_cost is not None and (limits.price_in is None or limits.price_out is None):
             raise ValueError("max_cost: needs price_in and price_out, US dollars for a million tokens")
+        for name in ("max_requests", "max_cost", "price_in", "price_out"):
+            value = getattr(limits, name)
+            if value is not None and not value >= 0:  # NaN would be reached by nothing
+                raise ValueError(f"{name}: expected 0 or more, found {value}")
         self.limits = limits
         self._granted = self._requests = self._tokens_in = self._tokens_out = 0
         self._lock = threading.Lock()
@@ -88,7 +93,7 @@ class Budget:
         counts = [
             usage.get(name) if isinstance(usage, Mapping) else None for name in ("prompt_tokens", "completion_tokens")
         ]
-        if not all(isinstance(count, int) for count in counts):
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
             if self.limits.max_cost is not None:
                 raise UnknownCost("the endpoint reports no usage, so the limit cannot be kept")
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.judges import Comparison, Verdict
+from alignlab.judges import Comparison, Verdict, build_judge
 from alignlab.judges.endpoint import Endpoint, EndpointOptions, JudgeError
 from alignlab.remote import ChatClient, ClientOptions, LimitReached, Limits
 
@@ -322,3 +322,26 @@ def test_scores_are_win_rates(server: Server) -> None:
 def test_what_was_not_judged_has_no_score(server: Server) -> None:
     server.answer = lambda number, request: says("I cannot say.")
     assert server.judge().scores("Why?", [GOOD, BAD]) == [None, None]
+
+
+@pytest.mark.parametrize("limit", [{"max_cost": float("nan")}, {"max_cost": -1.0}, {"price_in": float("nan")}])
+def test_limits_that_nothing_reaches_are_refused(limit: dict[str, float]) -> None:
+    """A limit of NaN dollars limited nothing."""
+    spec = {"name": "http://127.0.0.1:1/v1", "model": "m", "max_cost": 1.0, "price_in": 1.0, "price_out": 1.0, **limit}
+    with pytest.raises(ValueError, match=f"judge.{next(iter(limit))}: expected 0 or more, found"):
+        build_judge(spec)
+
+
+def test_a_usage_below_nothing_is_none(server: Server) -> None:
+    """It would earn money, and the limit never come."""
+    server.answer = lambda number, request: says("Verdict: A", -100, -10)
+    with pytest.raises(ValueError, match=r"judge\.max_cost: the endpoint reports no usage"):
+        server.judge(max_cost=1.0, price_in=1.0, price_out=1.0)([Comparison("p", "a", "b")])
+
+
+def test_why_nothing_was_judged_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1234567")
+    server.answer = lambda number, request: says("I was given sk-1234567")
+    judge = server.judge()
+    assert judge.scores("p", ["a", "b"]) == [None, None]
+    assert judge.usage()["first_failure"] == "the reply holds no verdict: 'I was given ***'"
