@@ -67,7 +67,7 @@ def sentences(found: Statistics) -> list[str]:
     said = [
         f"{found.tokens_per_row:.0f} {found.unit} a row (prompt once, and its completions): a step of "
         f"{found.rows_per_step} rows takes {found.tokens_per_row * found.rows_per_step:.0f} {found.unit}, "
-        f"an epoch {found.steps_per_epoch} steps"
+        f"an epoch {found.steps_per_epoch} step{'s' * (found.steps_per_epoch != 1)}"
     ]
     if found.bias is not None:
         wins = f"{found.bias.longer_wins:.1%}"

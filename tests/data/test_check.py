@@ -106,7 +106,7 @@ def test_truncation_tokens_a_step_and_steps_an_epoch():
     assert (found.tokens_per_row, found.rows_per_step, found.steps_per_epoch) == (3850.0, 2, 1)
     assert check(rows * 2, progress=False, asked=CheckOptions(rows_per_step=3)).steps_per_epoch == 2
     assert "3850 bytes a row" in shown(found)
-    assert "a step of 2 rows takes 7700 bytes, an epoch 1 steps" in shown(found)
+    assert "a step of 2 rows takes 7700 bytes, an epoch 1 step" in shown(found)
 
 
 def test_longer_wins_counts_equal_ones_half():

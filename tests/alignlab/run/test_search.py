@@ -5,8 +5,10 @@ import os
 import shlex
 import statistics
 import subprocess
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from alignlab.cli import main
@@ -199,9 +201,15 @@ def test_importance_is_of_ten_finished_trials(ask):
 
 
 def test_a_search_trains_gives_up_what_is_worse_and_reports(ask, capsys):
-    """The rule by hand, of what was reported behind step 1: worse than the median of the trials that ended."""
+    """The rule by hand, of what was reported behind step 1: worse than the median of the trials that ended.
+
+    No thread is left that the process would wait for at its exit, and no process.
+    """
     file = ask(trials=5, prune={"startup_trials": 1})
+    threads, processes = set(threading.enumerate()), set(psutil.Process().children())
     assert main(["sweep", file, "--in-process"]) == 0
+    assert [one.name for one in set(threading.enumerate()) - threads if not one.daemon] == []
+    assert set(psutil.Process().children()) - processes == set()
     search, ended, expected = load_search(file), [], []
     trials = Study(search).trials()
     for one in trials:
