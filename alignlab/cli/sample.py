@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,13 @@ def main(words: Sequence[str]) -> int:
         engine=read_judge(told["engine"]) or "transformers",
         most=told["most"],
     )
+    whole = True
     if told["form"]:
         answer_benchmark(asked, told["form"], told["generator"] or Path(told["model"]).resolve().name)
     else:
-        sample(asked)
+        whole = sample(asked)
+    if whole and os.environ.get("RANK", "0") == "0":
+        print(f"answers: {told['output']}", flush=True)
     return leave(0)
 
 

@@ -73,12 +73,13 @@ def without_time(path):
     return [{**row, "tstamp": None} for row in lines(path)]
 
 
-def test_alpaca_eval(files, greedy, model_path):
+def test_alpaca_eval(files, greedy, model_path, capsys):
     """The command itself: a row each, in their order, with what the question had beside; an instruction that comes
     twice is answered twice alike."""
     words = ["sample", str(model_path), "--tokenizer", str(files / "tokenizer"), "--max-new-tokens", "8"]
     words += ["--prompts", str(files / "alpaca_eval.json"), "--as", "alpaca_eval", "--generator", "mine"]
     assert main([*words, "--output", str(files / "outputs.json")]) == 0
+    assert capsys.readouterr().out == f"answers: {files / 'outputs.json'}\n"
     first, second = greedy("the red cat"), greedy("sees a bird\na small bird")
     assert first.strip()
     assert first != second
