@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -86,10 +87,15 @@ class PairOptions:
                 raise ValueError(f"{name}: the rule {self.rule} has no use for it; leave it out, or take rule {rule}")
 
 
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
 def _check(name: str, value: Any, hint: Any) -> None:
     """Raises a ValueError for a value of another type, or one that is not finite, which no bound would hold."""
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        _adapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         raise ValueError(f"{name}: expected {readable_type(hint)}, found {value!r}") from error
     if isinstance(value, float) and not math.isfinite(value):
