@@ -62,6 +62,7 @@ class MODPO(Loss):
 
     def bind(self, facts: Facts) -> None:
         """Takes the names of the explicit rewards for the metrics; raises ValueError if their number is wrong."""
+        self.base.bind(facts)
         if len(facts.objectives) != self.needs.rewards:
             raise ValueError(
                 f"weights {list(self.weights)} with {len(self.needs.scorers)} scorers leave {self.needs.rewards}"

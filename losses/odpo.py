@@ -38,6 +38,7 @@ class ODPO(ShiftedLoss):
         self.needs = replace(self.needs, columns=("score_chosen", "score_rejected"))
 
     def bind(self, facts: Facts) -> None:
+        super().bind(facts)
         least, _ = facts.ranges.get("score_gap", (1.0, 1.0))
         if not least > 0:
             raise ValueError(f"odpo needs score_chosen > score_rejected in every row, found a difference of {least:g}")

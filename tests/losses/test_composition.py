@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from alignlab import losses
+from alignlab.losses import _examples
+from alignlab.losses.dpo import DPO
 
 REFUSED = {
     "an f-divergence under KTO": (
@@ -76,3 +78,22 @@ def test_sums_nest(exact):
     torch.testing.assert_close(out.loss, 2 * (dpo + hinge) + 3 * sft)
     for name, part in {"weightedsum": dpo + hinge, "dpo": dpo, "hinge": hinge, "sft": sft}.items():
         torch.testing.assert_close(out.metrics[f"loss/{name}"][0], part.detach().sum())
+
+
+HOLDING = sorted(name for name in losses.names() if "base" in losses.describe(name).defaults)
+
+
+class Told(DPO):
+    """DPO that notes what it is told of the data."""
+
+    def bind(self, facts: losses.Facts) -> None:
+        self.rows = facts.rows
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_a_loss_that_is_held_learns_of_the_data(name):
+    base = Told()
+    options = {"weighting": "fixed"} if name == "group_robust" else {}
+    loss = losses.build({"name": name, "base": base, **options})
+    loss.bind(_examples.example_facts(loss.needs))
+    assert base.rows == 100
