@@ -97,7 +97,11 @@ loop was left. Every key of the file can stand on the command line, where dots r
     shown = with_examples("alignlab rounds iterative_dpo.yaml --start path/to/sft-model", dry, chain)
     parser = argparse.ArgumentParser(prog="alignlab rounds", description=text, allow_abbrev=False, **shown)
     add = parser.add_argument
-    add("file", metavar="ROUNDS.yaml", help="a file, or the name of a shipped one (iterative_dpo, spin, rejection_sft)")
+    add(
+        "file",
+        metavar="ROUNDS.yaml",
+        help="a file, or the name of a shipped one (iterative_dpo, rlhflow, spin, rejection_sft)",
+    )
     add("--dry-run", action="store_true", help="check the loop, say which stages are done, and run nothing")
     add("--stage", metavar="R/NAME", help="run one stage alone, 2/train say: what launchers and jobs do")
     add("--slurm", metavar="TEMPLATE", help="write a chain of Slurm jobs from a job script of launch/ instead")

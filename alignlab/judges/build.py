@@ -51,7 +51,7 @@ def check_judge(spec: str | Mapping[str, Any]) -> None:
         check_reward_model(name)
     except ValueError as error:
         told = str(error)
-        raise ValueError(told if told.startswith("judge") else f"judge: {told}") from error
+        raise ValueError(told if told.startswith(("judge.", "judge:")) else f"judge: {told}") from error
 
 
 def _named(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -143,7 +143,7 @@ class Endpoint(Judge):
         self._failures = 0
         found = _VERDICT.findall(reply)
         if not found:
-            raise _NoVerdict(f"the reply holds no verdict: {self.client.clean(reply)[-80:]!r}")
+            raise _NoVerdict(f"the reply holds no verdict: {self.client.clean(reply, last=True)[-80:]!r}")
         return _OUTCOMES[found[-1].lower()]
 
     def _failed(self, reason: str) -> None:

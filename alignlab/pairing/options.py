@@ -18,8 +18,8 @@ from .rules import RULES
 _UNREAD = {
     "human_own": ("min_margin", "length_penalty"),
     "minimax": ("length_penalty",),
-    "best": ("min_margin", "max_length_ratio", "per_prompt"),
-    "lists": ("max_length_ratio", "per_prompt"),
+    "best": ("min_margin", "max_length_ratio", "per_prompt", "gold"),
+    "lists": ("max_length_ratio", "per_prompt", "gold"),
 }
 
 

@@ -171,10 +171,10 @@ class ChatClient:
             self.budget.spend(reply.get("usage"))
         return reply
 
-    def clean(self, text: str) -> str:
-        """Returns the opening of a text on one line, without the key, should a server send it back."""
-        text = text.replace(self._key, "***") if self._key else text
-        return " ".join(text.split())[:200]
+    def clean(self, text: str, last: bool = False) -> str:
+        """Returns the opening, or the end, of a text on one line, without the key, should a server send it back."""
+        line = " ".join((text.replace(self._key, "***") if self._key else text).split())
+        return line[-200:] if last else line[:200]
 
 
 def check_positive(**options: float) -> None:

@@ -171,7 +171,7 @@ def _run_config(found: RoundsConfig) -> RunConfig:
             {"model.name_or_path": found.start, "data.train": "pairs.jsonl", "output_dir": "unused"}
         )
     except ValueError as error:
-        key = str(error).split(":")[0]
+        key = str(error).split(":")[0].split(" ")[0]
         where = f"train.{error}" if _told(found.train, key) else f"config: {found.config}: {error}"
         raise ValueError(where) from error
 

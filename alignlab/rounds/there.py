@@ -23,7 +23,10 @@ def check_all_there(loop: RoundsConfig) -> None:
     Raises:
         ValueError: names the dotted key, what was found, and what is allowed.
     """
-    program = (shlex.split(loop.launcher) or [""])[0]
+    try:
+        program = (shlex.split(loop.launcher) or [""])[0]
+    except ValueError as error:
+        raise ValueError(f"launcher: {error}, found {loop.launcher!r}") from error
     if program and shutil.which(program) is None:
         raise ValueError(
             f"launcher: no program {program!r} on PATH; give words such as 'torchrun --nproc-per-node 8 -m'"

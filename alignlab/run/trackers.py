@@ -55,10 +55,10 @@ def _mlflow(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
         yield
         return
     run = _mlflow_run(folder, trainer.args.run_name)
-    _remember(folder, "mlflow", run.info.run_id)
-    mlflow.log_text(config.to_yaml(), "config.yaml")
-    mlflow.set_tag("loss", config.loss["name"])
     with _ended(lambda: mlflow.end_run("FINISHED"), lambda: mlflow.end_run("FAILED")):
+        _remember(folder, "mlflow", run.info.run_id)
+        mlflow.log_text(config.to_yaml(), "config.yaml")
+        mlflow.set_tag("loss", config.loss["name"])
         yield
         _told("mlflow", lambda: _each(mlflow.log_artifact, folder, PAGE))
         _told("mlflow", mlflow.flush_async_logging)
@@ -84,10 +84,11 @@ def _wandb(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
     if ours:
         project = os.environ.get("WANDB_PROJECT", "alignlab")
         opened = wandb.init(project=project, name=trainer.args.run_name, id=_known(folder, "wandb"), resume="allow")
-        _remember(folder, "wandb", opened.id)
-    wandb.config.update({"alignlab": config.to_dict()}, allow_val_change=True)
     finish = wandb.finish if ours else lambda exit_code=0: None
     with _ended(lambda: finish(exit_code=0), lambda: finish(exit_code=1)):
+        if ours:
+            _remember(folder, "wandb", opened.id)
+        wandb.config.update({"alignlab": config.to_dict()}, allow_val_change=True)
         yield
         _told("wandb", lambda: _each(lambda path: wandb.log({"report": wandb.Html(path)}), folder, PAGE))
 
@@ -114,18 +115,24 @@ def _trackio(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
     with _ended(trackio.finish, trackio.finish):
         yield
         report = Path(args.output_dir) / PAGE
-        if report.is_file():
+
+        def link() -> None:
             opened = {"project": args.project, "name": args.run_name, "space_id": args.trackio_space_id}
             told = {**args.to_dict(), "alignlab": config.to_dict()}  # the last opening's config is the one that is kept
             trackio.init(**opened, resume="allow", embed=False, config=told)
-            _told(
-                "trackio", lambda: trackio.log({"report": trackio.Markdown(f"[report]({report.resolve().as_uri()})")})
-            )
+            trackio.log({"report": trackio.Markdown(f"[report]({report.resolve().as_uri()})")})
+
+        if report.is_file():
+            _told("trackio", link)
 
 
 @contextmanager
 def _tensorboard(config: RunConfig, trainer: PreferenceTrainer) -> Iterator[None]:
     yield
+    _told("tensorboard", lambda: _written(config, trainer))
+
+
+def _written(config: RunConfig, trainer: PreferenceTrainer) -> None:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 

@@ -28,17 +28,31 @@ def watched(trainer: PreferenceTrainer) -> Iterator[None]:
         if type(callback) in names:
             name = names[type(callback)]
             _watch(callback, name, failures.setdefault(name, []))
-    yield
-    for name, steps in failures.items():
-        if len(steps) > 1:
-            logger.warning("report_to: %s failed %d times, from step %d to %d", name, len(steps), steps[0], steps[-1])
+    try:
+        yield
+    finally:
+        for name, steps in failures.items():
+            if len(steps) > 1:
+                text = "report_to: %s failed %d times, from step %d to %d"
+                logger.warning(text, name, len(steps), steps[0], steps[-1])
 
 
 def _watch(callback: TrainerCallback, name: str, failures: list[int]) -> None:
-    """Puts a net under each event of a callback but those that start it."""
+    """Puts a net under each event of a callback; one that starts it ends the run, by name."""
     for event in dir(callback):
-        if event.startswith("on_") and event not in STARTS:
-            setattr(callback, event, _caught(getattr(callback, event), name, failures))
+        if event.startswith("on_"):
+            told = getattr(callback, event)
+            setattr(callback, event, _named(told, name) if event in STARTS else _caught(told, name, failures))
+
+
+def _named(event: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def tell(args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        try:
+            return event(args, state, control, **kwargs)
+        except Exception as error:
+            raise ValueError(f"report_to: {name} did not start: {type(error).__name__}: {error}") from error
+
+    return tell
 
 
 def _caught(event: Callable[..., Any], name: str, failures: list[int]) -> Callable[..., Any]:

@@ -103,7 +103,8 @@ def online_sampler(
 
 def _check_room(model: nn.Module, data: TrainingData, most: int) -> None:
     """Refuses answers that would outgrow the model, which fails on some step or goes where it was never trained."""
-    room = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
+    config = getattr(unwrap(model), "config", None)
+    room = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
     sets = [one for one in (data.train, *data.evaluations()) if one is not None and len(one)]
     longest = max((int(lengths(one, "prompt").max()) for one in sets), default=0)
     if room is not None and longest + most > room:

@@ -149,6 +149,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         policy: Any = self.model if model is None else model
         folder = Path(resume_from_checkpoint)
         own, others = folder / SAFETENSORS_WEIGHTS_NAME, any(folder.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}"))
+        if self.is_fsdp_enabled:  # which has read its own shards
+            return
         if models.is_peft(policy) and policy.active_adapter == "default" and own.is_file() and others:
             policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 

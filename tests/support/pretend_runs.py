@@ -44,6 +44,7 @@ class Runs:
                 "save_strategy": "no",
                 "disable_tqdm": True,
                 "optim": "adamw_torch",
+                "online_max_new_tokens": 8,
                 **options,
             }
         )

@@ -214,6 +214,7 @@ def test_a_wrong_key_or_address_stops_at_once(server: Server, status: int) -> No
         ((200, {}, {"choices": []}), "the reply is no chat completion"),
         ((200, {}, {"choices": [{"message": {"content": None}}]}), "the reply holds no verdict: ''"),
         (says("I like A best"), "the reply holds no verdict: 'I like A best'"),
+        (says("so " * 100 + "I like A best"), f"the reply holds no verdict: '{('so ' * 100 + 'I like A best')[-80:]}'"),
     ],
 )
 def test_replies_that_say_nothing(server: Server, reply: Reply, note: str) -> None:

@@ -117,6 +117,8 @@ def test_every_rule_says_what_it_is() -> None:
         ({"rule": "best", "threshold": 1.0}, "threshold: the rule best has no use for it; .* take rule pass_fail"),
         ({"rule": "pass_fail", "least": 1.0}, "least: the rule pass_fail has no use for it; .* take rule best"),
         ({"rule": "lists", "max_length_ratio": 2.0}, "max_length_ratio: the rule lists has no use for it"),
+        ({"rule": "lists", "gold": True}, "gold: the rule lists has no use for it"),
+        ({"rule": "best", "gold": True}, "gold: the rule best has no use for it"),
         ({"rule": "human_own", "min_margin": 0.1}, "min_margin: the rule human_own has no use for it"),
     ],
 )

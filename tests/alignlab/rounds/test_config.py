@@ -43,6 +43,7 @@ from alignlab.rounds.watch import stopped
         ({"rounds": True}, "rounds: input should be a valid integer, found True"),
         ({"config": "nope.yaml"}, r"config: no config 'nope\.yaml'; shipped ones, .*dpo\.yaml"),
         ({"train": {"loss.betta": 1}}, r"train\.loss\.betta: there is no option 'betta'; did you mean beta\?"),
+        ({"train": {"loss.beta": -1}}, r"^train\.loss\.beta must be"),
         ({"train": {"data": {"train": "x"}}}, r"train\.data\.train: the loop sets it itself"),
         ({"sample": {"engine": "continous"}}, r"sample\.engine: expected .*; did you mean continuous\?"),
         (
@@ -170,6 +171,7 @@ def test_a_gold_answer_is_asked_for_where_the_loss_reads_one(loop: Any) -> None:
             r"train\.data\.eval: FOLDER/no\.jsonl: no such",
         ),
         ({"launcher": "torchrnu -m"}, r"launcher: no program 'torchrnu' on PATH"),
+        ({"launcher": "torchrun '"}, r"launcher: No closing quotation, found"),
     ],
 )
 def test_what_is_not_there_is_said_before_anything_is_computed(

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from alignlab import load_config, train
+from alignlab.run import trackers
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +112,34 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(run, m
     with pytest.raises(ValueError, match=r"^report_to: mlflow did not start: Unsupported"):
         run("mlflow")
     assert not (tmp_path / "run" / "trainer_state.json").exists()
+
+
+def test_a_tracker_that_starts_with_training_is_named(run, monkeypatch):
+    """trackio and its like open their run with the first step only."""
+
+    class Late(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args, state, control, **kwargs):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "late", Late)
+    with pytest.raises(ValueError, match=r"^report_to: late did not start: ConnectionError: no route to host"):
+        run("late")
+
+
+def test_a_tracker_that_fails_after_its_start_is_ended(run, monkeypatch):
+    import mlflow
+
+    monkeypatch.setattr(mlflow, "set_tag", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match=r"^report_to: mlflow did not start: ZeroDivisionError"):
+        run("mlflow")
+    assert mlflow.active_run() is None
+
+
+def test_a_tracker_that_fails_at_the_end_ends_no_run(run, monkeypatch, caplog):
+    monkeypatch.setattr(trackers, "_written", lambda *_: 1 / 0)
+    with caplog.at_level("ERROR", "alignlab"):
+        assert (run("tensorboard") / "metrics.json").is_file()
+    assert "tensorboard: the run is over, but the tracker could not be told its end" in caplog.text
 
 
 def test_a_run_that_fails_has_failed_in_mlflow_too(run, tmp_path, monkeypatch):
