@@ -117,7 +117,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(run, m
 def test_a_tracker_that_starts_with_training_is_named(run, monkeypatch):
     """trackio and its like open their run with the first step only."""
 
-    class Late(TrainerCallback):  # type: ignore[misc]
+    class Late(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             raise ConnectionError("no route to host")
 
