@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,10 +19,18 @@ DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2"]
 
 
 def free_port() -> str:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """Returns a port that nobody listens on, below those that systems give to connections by themselves.
+
+    A launcher binds it some 20 s later: by then one of the system's choice may be another process's.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as free:
+            try:
+                free.bind(("", port))
+            except OSError:
+                continue
+            return str(port)
 
 
 def with_port(words: list[str]) -> list[str]:
