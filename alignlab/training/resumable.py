@@ -55,14 +55,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self.differences: list[Difference] = []  # between the run that wrote a checkpoint and this one
         self._settings: list[dict[str, Any]] = []
 
-    def init_hf_repo(self, token: str | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **options: Any) -> None:
         """Makes the run's place on the hub, before anything is trained.
 
         Raises:
             ValueError: there is no token, the hub cannot be reached, or it refuses.
         """
         try:
-            super().init_hf_repo(token)
+            super().init_hf_repo(*args, **options)
         except Exception as error:  # of the hub's client, of its connections, of what it stands on
             raise ValueError(
                 f"push_to_hub: the hub gives no place to push to: {error}; set HF_TOKEN to a token that may write, or "
