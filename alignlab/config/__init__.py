@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .checks import duration
     from .importing import Imported, import_config
     from .run import RunConfig, find_config, load_config, schema
+    from .typed import check_type
 
 __all__ = [
     "AUTO",
@@ -50,6 +51,7 @@ __all__ = [
     "Values",
     "block_of",
     "check_places",
+    "check_type",
     "checkpoints_activations",
     "decide",
     "differences",
@@ -89,6 +91,7 @@ _HOMES = {
     "find_config": "run",
     "load_config": "run",
     "schema": "run",
+    "check_type": "typed",
 }
 
 

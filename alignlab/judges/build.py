@@ -8,9 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
-from alignlab.config import readable_type, unknown_key
+from alignlab.config import check_type, unknown_key
 
 from .endpoint import Endpoint, EndpointOptions
 from .function import FunctionJudge, function_of
@@ -92,9 +90,5 @@ def _options(kind: type[Options], name: str, given: Mapping[str, Any]) -> Option
     if missing:
         raise ValueError(f"judge.{missing[0]}: required for {name}, and not given")
     for key, value in given.items():
-        try:
-            TypeAdapter(hints[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            expected = readable_type(hints[key])
-            raise ValueError(f"judge.{key}: expected {expected}, found {value!r}") from error
+        check_type(f"judge.{key}", value, hints[key])
     return kind(**given)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
-from alignlab.config import readable_type
+from alignlab.config import check_type
 
 from .rules import RULES
 
@@ -21,8 +18,6 @@ _UNREAD = {
     "best": ("min_margin", "max_length_ratio", "per_prompt", "gold"),
     "lists": ("max_length_ratio", "per_prompt", "gold"),
 }
-
-
 _OF_ONE = {"sigmas": "best_sigma", "beta": "rso", "threshold": "pass_fail", "least": "best"}  # option: its only rule
 
 
@@ -63,7 +58,10 @@ class PairOptions:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for name in hints.keys() - {"unfinished"}:  # whose own message says more
-            _check(name, getattr(self, name), hints[name])
+            value = getattr(self, name)
+            check_type(name, value, hints[name])
+            if isinstance(value, float) and not math.isfinite(value):  # which no bound would hold
+                raise ValueError(f"{name}: expected a finite number, found {value}")
         if self.rule not in RULES:
             near = get_close_matches(self.rule, RULES, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -85,18 +83,3 @@ class PairOptions:
         for name, rule in _OF_ONE.items():
             if rule != self.rule and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}: the rule {self.rule} has no use for it; leave it out, or take rule {rule}")
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
-
-
-def _check(name: str, value: Any, hint: Any) -> None:
-    """Raises a ValueError for a value of another type, or one that is not finite, which no bound would hold."""
-    try:
-        _adapter(hint).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise ValueError(f"{name}: expected {readable_type(hint)}, found {value!r}") from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, found {value}")

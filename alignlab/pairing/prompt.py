@@ -112,9 +112,7 @@ class PromptPairs:
         """Returns why a couple is no pair; empty where it is one."""
         gap = one.scores[couple[0]] - one.scores[couple[1]]
         better, worse = (self.row.answers[left[place]] for place in couple)
-        if (
-            couple[0] == couple[1] or gap == 0 or better.text == worse.text
-        ):  # one text in other tokens is the same answer
+        if couple[0] == couple[1] or gap == 0 or better.text == worse.text:  # also one text in other tokens
             return "tie"
         if gap <= self.options.min_margin:
             return "margin"

@@ -7,9 +7,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
-from alignlab.config import readable_type
+from alignlab.config import check_type
 
 from .continuous import ContinuousEngine
 from .engine import Engine, SeededEngine
@@ -59,12 +57,4 @@ def check_engine(spec: Spec) -> None:
                 f"engine.{key}: unknown option of {name}; allowed are {', '.join(sorted(known)) or 'none'}"
             )
         if key in known:
-            _check(key, told[key])
-
-
-def _check(key: str, value: Any) -> None:
-    hint = get_type_hints(ServerOptions)[key]
-    try:
-        TypeAdapter(hint).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise ValueError(f"engine.{key}: expected {readable_type(hint)}, found {value!r}") from error
+            check_type(f"engine.{key}", told[key], get_type_hints(ServerOptions)[key])
