@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from .entries import CacheEntry, Damage
-from .lock import WriterLock, lock_path
+from .entries import LAST_USED, CacheEntry, Damage, last_used, listed, megabytes_in
+from .lock import held_if_free
 from .prepared_admin import (
     prepared_damages,
     prepared_entry,
@@ -29,7 +28,7 @@ from .shard import (
     temporary_paths,
     verify_shard,
 )
-from .store import DAMAGED, LAST_USED, META, read_meta, set_aside
+from .store import DAMAGED, META, read_meta, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,11 @@ SECONDS_PER_DAY = 86400
 
 def cache_info(root: Path) -> list[CacheEntry]:
     """One row per store and prepared set, most recently used first; reads headers and keys, not scores or rows."""
-    entries = [*map(_entry, _stores(root)), *map(prepared_entry, prepared_folders(root))]
+    entries = []
+    for entry_of, folders in ((_entry, _stores(root)), (prepared_entry, prepared_folders(root))):
+        for folder in folders:
+            with suppress(FileNotFoundError):  # deleted while it is read
+                entries.append(entry_of(folder))
     return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
 
 
@@ -140,17 +143,15 @@ def _entry(folder: Path) -> CacheEntry:
         keys.append(shard.keys)
         tokens += max((len(column.values) for column in shard.columns.values()), default=0)
         shards += 1
-    files = [path.stat() for path in folder.iterdir() if path.is_file()]
-    used = folder / LAST_USED
     return CacheEntry(
         fingerprint=folder.name,
         model=str(meta.get("model", "?")),
         dtype=str(meta.get("dtype", "?")),
         entries=len(np.unique(np.concatenate(keys))),
         tokens=tokens,
-        megabytes=sum(file.st_size for file in files) / 1e6,
+        megabytes=megabytes_in(folder),
         shards=shards,
-        last_used=datetime.fromtimestamp((used if used.exists() else folder).stat().st_mtime).astimezone(),
+        last_used=last_used(folder),
     )
 
 
@@ -167,7 +168,7 @@ def _complete(prefix: str, names: Sequence[str]) -> str:
 def _remove(root: Path, fingerprint: str) -> bool:
     """Deletes the files of one store, and its folder if nothing else is in it, unless somebody holds the lock."""
     folder = root / fingerprint
-    with _locked(root, fingerprint) as free:
+    with held_if_free(root, fingerprint) as free:
         if free:
             for path in [*shard_paths(folder), *_leftovers(folder), folder / META, folder / LAST_USED]:
                 path.unlink(missing_ok=True)
@@ -178,25 +179,11 @@ def _remove(root: Path, fingerprint: str) -> bool:
 
 def _remove_leftovers(root: Path, folder: Path) -> None:
     if leftovers := _leftovers(folder):
-        with _locked(root, folder.name) as free:
+        with held_if_free(root, folder.name) as free:
             for path in leftovers if free else []:
                 path.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path) -> list[Path]:
     """Damaged shards that were set aside, and half-written files."""
-    return [path for path in folder.iterdir() if path.name.endswith(DAMAGED)] + temporary_paths(folder)
-
-
-@contextmanager
-def _locked(root: Path, fingerprint: str) -> Iterator[bool]:
-    """Holds the lock of one store if it is free, else says False at once: cleaning must not wait for a long scoring."""
-    lock = WriterLock(lock_path(root, fingerprint))
-    if not lock.acquire(seconds=0.0):
-        logger.warning("The store %s is being written and is left alone.", fingerprint)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return [path for path in listed(folder) if path.name.endswith(DAMAGED)] + temporary_paths(folder)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+LAST_USED = ".last_used"
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,39 @@ class Damage:
     fingerprint: str
     path: Path
     reason: str
+
+
+def listed(folder: Path) -> list[Path]:
+    """Returns what is in a folder; nothing where there is none, or none any more."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def states_in(folder: Path) -> list[os.stat_result]:
+    """Returns the state of each file in a folder; not of one that others rename or delete meanwhile."""
+    states = []
+    for path in listed(folder):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                states.append(path.stat())
+    return states
+
+
+def megabytes_in(folder: Path) -> float:
+    """Returns the size of all files in a folder."""
+    return sum(one.st_size for one in states_in(folder)) / 1e6
+
+
+def last_used(folder: Path) -> datetime:
+    """Returns when a store or a set was last read or written.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+    """
+    try:
+        state = (folder / LAST_USED).stat()
+    except FileNotFoundError:
+        state = folder.stat()
+    return datetime.fromtimestamp(state.st_mtime).astimezone()

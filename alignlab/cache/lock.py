@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +17,20 @@ logger = logging.getLogger(__name__)
 def lock_path(root: Path, name: str) -> Path:
     """The lock of one store; beside it, so that deleting a store never deletes a lock somebody holds."""
     return root / ".locks" / f"{name}.lock"
+
+
+@contextmanager
+def held_if_free(root: Path, name: str) -> Iterator[bool]:
+    """Holds the lock of one store if it is free, else says False at once: cleaning must not wait for a long scoring."""
+    lock = WriterLock(lock_path(root, name))
+    if not lock.acquire(seconds=0.0):
+        logger.warning("%s is being written and is left alone.", root / name)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 class WriterLock:

@@ -35,9 +35,10 @@ def damage_of(folder: Path, verify: bool = False) -> str:
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): (int(one["bytes"]), one["sha256"], int(one["modified"])) for name, one in content.items()}
+        there = [path.name for path in _files_in(folder)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    if unnamed := [path.name for path in _files_in(folder) if path.name not in {*files, MANIFEST}]:
+    if unnamed := [name for name in there if name not in {*files, MANIFEST}]:
         return f"{MANIFEST} does not name {', '.join(unnamed[:3])}"
     if not files:
         return f"{MANIFEST} names no file"

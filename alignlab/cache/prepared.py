@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.data import DataOptions, DataReport, Prepared, lengths, open_rows, open_sources, prepare, prepared_key
 
+from .entries import LAST_USED, states_in
 from .lock import WriterLock, lock_path
 from .manifest import MANIFEST, damage_of, write_manifest
-from .store import LAST_USED
 
 logger = logging.getLogger(__name__)
 
@@ -64,28 +64,19 @@ class PreparedSets:
         sources = open_sources(source)
         key = prepared_key(sources, tokenizer, options, seed, file_memory(self.folder.parent))
         folder = self.folder / key
-        if not self._is_whole(folder):
-            try:
-                with self._only_maker(key) as ours:
-                    if ours:
-                        self._make(source, tokenizer, options, seed, key)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-                logger.warning("%s: every rank prepares rows in its own memory; data_cache_dir names a folder", error)
-                return prepare(source, tokenizer, options, seed, self.progress, self.workers)
-        return _opened(folder, options)
-
-    def _is_whole(self, folder: Path) -> bool:
-        """True for a set that is there with all its bytes; one that lacks some is said and set aside."""
-        if not (folder / MANIFEST).exists():
-            return False
-        damage = damage_of(folder)
-        if damage:
-            logger.warning("Damaged prepared set %s: %s. It is prepared again.", folder, damage)
-            with suppress(OSError):
-                set_aside(folder)
-        return not damage
+        with suppress(FileNotFoundError):  # deleted while it is opened
+            if _is_whole(folder, say=True):
+                return _opened(folder, options)
+        try:
+            with self._only_maker(key) as ours:
+                if ours:
+                    self._make(source, tokenizer, options, seed, key)
+                return _opened(folder, options)  # before anybody else may delete it
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            logger.warning("%s: every rank prepares rows in its own memory; data_cache_dir names a folder", error)
+            return prepare(source, tokenizer, options, seed, self.progress, self.workers)
 
     @contextmanager
     def _only_maker(self, key: str) -> Iterator[bool]:
@@ -101,7 +92,7 @@ class PreparedSets:
             if failed.exists() and failed.stat().st_mtime >= began:
                 raise ValueError(failed.read_text(encoding="utf-8"))
             try:
-                yield not self._is_whole(self.folder / key)
+                yield not _is_whole(self.folder / key)
             except ValueError as error:
                 failed.write_text(str(error), encoding="utf-8", errors="backslashreplace")
                 raise
@@ -111,8 +102,7 @@ class PreparedSets:
     def _pulse(self, key: str) -> str:
         """Says how far the process that prepares has come, by what it has written."""
         for folder in self.folder.glob(f".making-{key}-*"):
-            files = [path.stat() for path in folder.iterdir()]
-            if files:
+            if files := states_in(folder):
                 size, last = sum(one.st_size for one in files) / 1e6, max(one.st_mtime for one in files)
                 return f"{size:.1f} MB are written, the last of them {max(0, time.time() - last):.0f} s ago"
         return "nothing is written yet"
@@ -135,6 +125,8 @@ class PreparedSets:
             (aside / REPORT).write_text(json.dumps(content, default=str), encoding="utf-8", errors="backslashreplace")
             size, seconds = (aside / ROWS).stat().st_size, time.monotonic() - began
             write_manifest(aside)
+            if (self.folder / key).exists():  # damaged, or a part of one
+                set_aside(self.folder / key)
             os.rename(aside, self.folder / key)
         except OSError as error:
             reason = f"cannot write prepared rows: {error.strerror}; data_cache_dir names another folder"
@@ -166,9 +158,19 @@ def _are_rows(source: Any) -> bool:
     return all(one.rows is not None for one in open_sources(source)) if source else True
 
 
-def set_aside(folder: Path) -> None:
-    """Renames a damaged set so that nobody opens it again."""
-    folder.rename(folder.with_name(f".damaged-{folder.name}-{uuid.uuid4().hex[:8]}"))
+def set_aside(folder: Path) -> Path:
+    """Renames a set that is damaged or deleted so that nobody opens it again; only for who holds its lock."""
+    return folder.rename(folder.with_name(f".damaged-{folder.name}-{uuid.uuid4().hex[:8]}"))
+
+
+def _is_whole(folder: Path, say: bool = False) -> bool:
+    """True for a set that is there with all its bytes; may say what one lacks."""
+    if not (folder / MANIFEST).exists():
+        return False
+    damage = damage_of(folder)
+    if damage and say and folder.exists():
+        logger.warning("Damaged prepared set %s: %s. It is prepared again.", folder, damage)
+    return not damage
 
 
 def _opened(folder: Path, options: DataOptions) -> Prepared:

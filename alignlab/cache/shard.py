@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .entries import listed
+
 PLACE = "score_cache_dir or ALIGNLAB_CACHE"  # what names the folder of the cache
 Keys = Sequence[bytes] | NDArray[np.uint8] | NDArray[np.bytes_]
 Array = NDArray[np.floating]
@@ -179,14 +181,12 @@ def _parts(path: Path) -> re.Match[str]:
 
 def shard_paths(folder: Path) -> list[Path]:
     """The shards of a folder, oldest first; empty if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    return sorted(path for path in listed(folder) if SHARD.fullmatch(path.name))
 
 
 def temporary_paths(folder: Path) -> list[Path]:
     """Half-written files that a killed writer left behind."""
-    return [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)] if folder.is_dir() else []
+    return [path for path in listed(folder) if TEMPORARY.fullmatch(path.name)]
 
 
 def as_keys(keys: Keys) -> NDArray[np.bytes_]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .entries import LAST_USED
 from .lock import WriterLock, lock_path
 from .shard import (
     KEY_DTYPE,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 Index = tuple[NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32]]
 
 COLUMN = "logps"
-META, LAST_USED, DAMAGED = "meta.json", ".last_used", ".damaged"
+META, DAMAGED = "meta.json", ".damaged"
 
 
 def default_root() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -17,11 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import IterableDataset
+from dying import dies_at
 from making import make_rows, make_tokenizer
 
-from alignlab.cache import PreparedSets, cache_info, cache_prune, cache_verify
+from alignlab.cache import COLUMN, PreparedSets, ScoreCache, cache_info, cache_prune, cache_verify, manifest
 from alignlab.data import DataOptions, prepare
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -328,3 +331,79 @@ def test_a_stream_is_written_once_with_the_place_of_every_row(
     assert again.dataset[:]["chosen_ids"] == found.dataset[:]["chosen_ids"]
     sets(tmp_path).open(stream.skip(1), tokenizer, DataOptions())
     assert len(makings) == 2
+
+
+# ---- deleted meanwhile, or deleted by half ---------------------------------------------------------------------------
+
+
+def test_a_prune_that_dies_anywhere_leaves_a_whole_set_or_none(
+    source: Path, tmp_path: Path, tokenizer: Any, makings: list[Path]
+) -> None:
+    """Half of a deleted set was in the way of the next one: no start of any run could prepare these rows again."""
+    for number in itertools.count():
+        expected = sets(tmp_path).open(str(source), tokenizer, DataOptions()).report.fingerprint
+        if not dies_at(number, lambda: cache_prune(tmp_path / "cache", max_gb=0)):
+            break
+        assert cache_verify(tmp_path / "cache") == []
+        assert sets(tmp_path).open(str(source), tokenizer, DataOptions()).report.fingerprint == expected
+    assert 5 < len(makings) < number  # the first deaths fall before the set is touched
+    assert sets(tmp_path).open(str(source), tokenizer, DataOptions()).report.fingerprint == expected
+
+
+@pytest.mark.parametrize("left", [".last_used", "rows.arrow", "report.json"])
+def test_what_is_left_of_a_set_is_in_nobodys_way(left: str, source: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """Whoever opened a set that was being deleted wrote the time of its last use into the empty folder."""
+    found = sets(tmp_path).open(str(source), tokenizer, DataOptions())
+    for path in only_set(tmp_path).iterdir():
+        if path.name != left:
+            path.unlink()
+    assert sets(tmp_path).open(str(source), tokenizer, DataOptions()).report == found.report
+    cache_prune(tmp_path / "cache")
+    assert list((tmp_path / "cache" / "prepared").glob(".damaged-*")) == []
+
+
+def test_a_set_that_is_deleted_while_it_is_opened_is_made_again(
+    source: Path, tmp_path: Path, tokenizer: Any, makings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sets(tmp_path).open(str(source), tokenizer, DataOptions()).report
+    sound, pruned = manifest.damage_of, list[Any]()
+
+    def damage_of(folder: Path) -> str:
+        found = sound(folder)
+        if not pruned:
+            pruned.extend(cache_prune(tmp_path / "cache", max_gb=0))
+        return found
+
+    monkeypatch.setattr("alignlab.cache.prepared.damage_of", damage_of)
+    assert sets(tmp_path).open(str(source), tokenizer, DataOptions()).report == expected
+    assert len(pruned) == 1
+    assert len(makings) == 2
+
+
+def test_who_waits_and_who_lists_bear_with_files_that_go(
+    source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look into a folder and the next at its files, a writer renames them and a prune deletes them."""
+    sets(tmp_path).open(str(source), tokenizer, DataOptions())
+    with ScoreCache(tmp_path / "cache").open("aa11", {"model": "m"}).writing() as writer:
+        writer.append([b"k" * 16], {COLUMN: [np.zeros(3, np.float32)]})
+    making = tmp_path / "cache" / "prepared" / f".making-{'0' * 32}-12345678"
+    making.mkdir()
+    for folder in (making, tmp_path / "cache" / "aa11", only_set(tmp_path)):
+        (folder / ".writing-ab.tmp").touch()
+    is_file = Path.is_file
+
+    def going(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == ".writing-ab.tmp":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", going)
+    assert {entry.fingerprint for entry in cache_info(tmp_path / "cache")} == {"aa11", only_set(tmp_path).name}
+    assert sets(tmp_path)._pulse("0" * 32) == "nothing is written yet"
+
+
+def only_set(tmp_path: Path) -> Path:
+    (found,) = (tmp_path / "cache" / "prepared").glob("[0-9a-f]*")
+    return found

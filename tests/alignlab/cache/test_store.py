@@ -475,7 +475,7 @@ class TestAdmin:
         self.three(tmp_path)
         with ScoreCache(tmp_path).open("bb33").lock():
             assert [e.fingerprint for e in cache_prune(tmp_path, max_gb=0)] == ["aa11", "aa22"]
-        assert "The store bb33 is being written and is left alone" in caplog.text
+        assert "bb33 is being written and is left alone" in caplog.text
 
     @pytest.mark.parametrize(
         ("options", "message"),
