@@ -109,6 +109,22 @@ def test_list_and_copy(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "alignlab: error: mine/my.yaml is there already; choose another name\n"
 
 
+@pytest.mark.parametrize("name", ["noext", "folder", ".yaml", "", "two\nlines.yaml", "my.json"])
+def test_a_name_that_is_no_copys_is_refused_before_anything_is_written(name, tmp_path, monkeypatch, capsys):
+    """`noext --tiny` made its folder where the file was to go, and then could not write the file."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "olmoe_dpo", name, "--tiny"]) == 2
+    said = "is no name for the copy, which has to end in .yaml or .yml"
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_with_a_space_is_quoted_where_it_is_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "olmoe_dpo", "my run.yaml"]) == 0
+    assert capsys.readouterr().out == "alignlab plan 'my run.yaml'\nalignlab train 'my run.yaml'\n"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_shrunk_to_two_layers_it_trains_three_steps(name, tmp_path, monkeypatch, capsys):
     """`--tiny` changes model, data, engine, lengths and batch; loss, schedule and adapter are the recipe's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -44,5 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(line.key, line.fate, line.text)
     counts = Counter(line.fate for line in found.lines)
     show(table, ", ".join(f"{count} {fate}" for fate, count in counts.items()))
-    print(f"alignlab train {file}")
+    print(f"alignlab train {shlex.quote(str(file))}")
     return 0

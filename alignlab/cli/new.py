@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from .parsers import add_command
 if TYPE_CHECKING:
     from alignlab.config import Recipe, RunConfig
 
+SUFFIXES = (".yaml", ".yml")
 TINY_ROWS = 64
 TINY: dict[str, Any] = {  # what --tiny sets beside model and data; everything else stays as the recipe has it
     "deepspeed": None,
@@ -43,14 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
     from alignlab.config import find_recipe
 
     recipe, file = find_recipe(arguments.recipe), arguments.file
+    if file.suffix not in SUFFIXES or not str(file).isprintable():
+        raise ValueError(f"{str(file)!r} is no name for the copy, which has to end in {' or '.join(SUFFIXES)}")
     folder = file.with_suffix("")
     for path in (file, folder) if arguments.tiny else (file,):
         if path.exists():
             raise ValueError(f"{path} is there already; choose another name")
     text = tiny(recipe, folder) if arguments.tiny else recipe.path.read_text(encoding="utf-8")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text.replace(f"{recipe.name}.yaml", str(file)), encoding="utf-8")
-    print(f"alignlab plan {file}\nalignlab train {file}")
+    named = shlex.quote(str(file))
+    file.write_text(text.replace(f"{recipe.name}.yaml", named), encoding="utf-8")
+    print(f"alignlab plan {named}\nalignlab train {named}")
     return 0
 
 

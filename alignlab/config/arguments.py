@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.utils import is_liger_kernel_available
 
-from alignlab.runtime import check_fsdp, check_parallel, shown_as, this_machine
+from alignlab.runtime import check_fsdp, check_parallel, deepspeed_values, shown_as, this_machine
 
 from .automatic import decide
 from .checks import check_training_options
@@ -238,6 +238,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_training_options(vars(self), hints())
+        for asked in (self.deepspeed, self.reference_deepspeed):
+            if asked is not None:
+                deepspeed_values(asked)  # whose errors name the key
         if not torch.accelerator.is_available():
             self.use_cpu = True  # what happens anyway, but DeepSpeed and accelerate have to be told
         for name, (value, why) in decide(vars(self), this_machine(use_cpu=self.use_cpu)).items():

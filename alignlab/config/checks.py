@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -83,7 +84,17 @@ _LEAST = {
     "max_grad_norm": 0,
     "dataloader_prefetch_factor": 1,
     "torch_empty_cache_steps": 1,
+    "seed": 0,
+    "data_seed": 0,
+    "warmup_steps": 0,
+    "eval_delay": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "reference_tolerance": 0,
 }
+_BELOW = {"seed": 2**32, "data_seed": 2**32, "adam_beta1": 1, "adam_beta2": 1}
+_MAY_BE_ENDLESS = ("max_grad_norm", "reference_tolerance")  # which then bound nothing
 _ABOVE = {"progress_seconds": 0, "logging_steps": 0, "eval_steps": 0, "save_steps": 0, "ddp_timeout": 0}
 _BACKENDS = ("nccl", "gloo", "mpi", "ucc", "xccl", "ccl", "hccl", "cncl", "mccl")
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop", "context_fn")
@@ -109,6 +120,10 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
             continue
         if values.get(name, get_args(hint)[0]) not in get_args(hint):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, found {values[name]!r}")
+    for name, value in values.items():
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if endless and (math.isnan(value) or name not in _MAY_BE_ENDLESS):
+            raise ValueError(f"{name}: expected a finite number, found {value}")
     for name, (harmless, reason) in CANNOT_WORK.items():
         if values.get(name, harmless[0]) not in harmless:
             raise ValueError(f"{name}: {values[name]!r} cannot work here: {reason}")
@@ -122,6 +137,9 @@ def check_training_options(values: Mapping[str, Any], hints: Mapping[str, Any]) 
     for name, bound in _ABOVE.items():
         if (value := values.get(name)) is not None and value <= bound:
             raise ValueError(f"{name}: expected more than {bound}, found {values[name]}")
+    for name, bound in _BELOW.items():
+        if (value := values.get(name)) is not None and value >= bound:
+            raise ValueError(f"{name}: expected less than {bound}, found {value}")
     _check_choices(values)
     for name in ("log_level", "log_level_replica"):
         if values.get(name, "passive") not in _LEVELS:
@@ -232,6 +250,22 @@ def check_peft(options: Values) -> None:
         raise ValueError(f"peft: {error}") from error
 
 
+def unlike_intervals(training: Mapping[str, Any]) -> str:
+    """Says why the best model cannot be loaded at the end: evaluations and checkpoints at other steps; "" if it can."""
+    evaluation, saving = training.get("eval_strategy") or "no", training.get("save_strategy") or "steps"
+    if saving == "best":
+        return ""
+    if evaluation != saving:
+        return f"eval_strategy is {evaluation} and save_strategy {saving}, and the best is known of a checkpoint alone"
+    steps = training.get("eval_steps") or training.get("logging_steps", 500)
+    apart = training.get("save_steps", 500)
+    ratio = apart / steps
+    same_kind = (apart < 1) == (steps < 1)  # shares of all steps, or numbers of them
+    if saving == "steps" and not (same_kind and ratio >= 1 - 1e-6 and abs(ratio - round(ratio)) < 1e-6):
+        return f"save_steps, {apart:g}, is no multiple of eval_steps, {steps:g}"
+    return ""
+
+
 def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | None, training: Values) -> None:
     """Raises a ValueError for blocks that contradict one another."""
     if model.load_in_4bit and model.load_in_8bit:
@@ -247,6 +281,8 @@ def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | Non
                 raise ValueError(f"model.{name}: needs an adapter; add a block such as `peft: {{r: 16}}`")
         if training.get("reference") == "adapter_off":
             raise ValueError("reference: adapter_off needs an adapter; add a block such as `peft: {r: 16}`")
+    if training.get("load_best_model_at_end") and (why := unlike_intervals(training)):
+        raise ValueError(f"load_best_model_at_end: {why}; write the same for both, or save_strategy: best")
     evaluates = training.get("eval_strategy", "no") != "no" or training.get("eval_on_start")
     if data.eval is None and data.eval_rows is None:
         for name, asked in {"eval_strategy": evaluates, "eval_generations": training.get("eval_generations")}.items():

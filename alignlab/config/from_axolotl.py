@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .account import Account, Line, LossRule, choose, sum_of
+from .checks import unlike_intervals
 from .parser import Values
 
 # Read in src/axolotl/utils/schemas and src/axolotl/core/builders/{base,rl}.py; betas and alphas are TRL's defaults.
@@ -21,6 +22,8 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 4,
     "lora_dropout": 0.0,
 }
+NUMBERS = {"val_set_size", "evals_per_epoch", "saves_per_epoch", "simpo_gamma", "orpo_alpha", "rpo_alpha", "lora_r"}
+NUMBERS |= {"lora_alpha", "warmup_ratio", "eval_batch_size", "dataset_processes", "center_rewards_coefficient"}
 BETA = {"beta": "rl_beta"}
 KTO = {**BETA, "desirable_weight": "kto_desirable_weight", "undesirable_weight": "kto_undesirable_weight"}
 LOSSES: dict[str, LossRule] = {  # rl
@@ -233,6 +236,8 @@ def _training(account: Account) -> None:
         account.move("warmup_ratio", "warmup_steps", why="below 1 it is a share of all steps")
     elif not account.get("warmup_steps"):
         account.write_out("warmup_steps", "warmup_steps", 0.03, "3 % of all steps there, at most 100")
+    if account.get("load_best_model_at_end") and (why := unlike_intervals(account.values | account.left)):
+        account.drop(f"{why}; there it is off then", "load_best_model_at_end")
     named = dict.fromkeys(one for key, one in TRACKERS.items() if account.get(key))
     if named:
         account.put("report_to", list(named))

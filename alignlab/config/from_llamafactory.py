@@ -24,6 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "finetuning_type": "lora",
     "dataset_dir": "data",
 }
+NUMBERS = {"val_size", "pref_ftx", "pref_bco_weight", "ld_alpha", "lora_alpha", "quantization_bit", "moe_aux_loss_coef"}
+NUMBERS |= {"preprocessing_num_workers"}
 BETA = {"beta": "pref_beta"}
 ORPO = {"name": "orpo", "nll_scope": "completion", "nll_reduction": "example"}
 LOSSES: dict[str, LossRule] = {  # pref_loss
@@ -68,7 +70,9 @@ def convert(account: Account, trainer: str | None = None) -> None:
         raise ValueError("--trainer: LLaMA-Factory's configs say it themselves, in `stage`")
     rules = choose("stage", account.get("stage"), STAGES)
     loss = account.loss(choose("pref_loss", account.get("pref_loss") or "sigmoid", rules))
-    if account.get("ld_alpha") is not None:
+    if account.get("ld_alpha") == 1:
+        account.drop("1.0: all tokens count alike, as in the plain loss", "ld_alpha")
+    elif account.get("ld_alpha") is not None:
         raise ValueError("ld_alpha: there it bends the policy's scores and not the reference's; no loss here does that")
     weight, share = account.get("pref_ftx") or 0.0, account.get("pref_bco_weight") or 0.0
     parts = [(loss, 1 / (1 + share)), ({"name": "bco_pair", "beta": account.get("pref_beta")}, share / (1 + share))]

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "f_alpha_divergence_coef": 0.5,
     "label_smoothing": 0.0,
 }
+NUMBERS = {"rpo_alpha", "ld_alpha", "center_rewards_coefficient", "dataset_num_proc", "warmup_ratio"}
 BETA = {"beta": "beta"}
 SMOOTH = {**BETA, "label_smoothing": "label_smoothing"}
 WEIGHTS = {**BETA, "desirable_weight": "desirable_weight", "undesirable_weight": "undesirable_weight"}
@@ -156,7 +157,9 @@ def _varied(account: Account, plain: str, kinds: list[str], chosen: list[LossRul
     divergence = account.get("f_divergence_type") not in (None, "reverse_kl")
     on = ["f_divergence_type"] if divergence else []
     on += ["use_weighting"] if account.get("use_weighting") else []
-    on += ["ld_alpha"] if account.get("ld_alpha") is not None else []
+    if account.get("ld_alpha") == 1:
+        account.drop("1.0: all tokens count alike, as in the plain loss", "ld_alpha")
+    on += ["ld_alpha"] if account.get("ld_alpha") not in (None, 1) else []
     if on and (len(on) > 1 or kinds != [plain]):
         found = ", ".join([*on[1:], *kinds])
         raise ValueError(f"{on[0]}: taken over with loss_type sigmoid alone, which it bends; found {found} beside it")
@@ -173,7 +176,7 @@ def _variant(account: Account, plain: LossRule) -> LossRule:
     if account.get("use_weighting"):
         account.tell("use_weighting", "changed", "loss: wpo, without the clamp of its official code")
         return {"name": "wpo", "clamp": False}, BETA
-    if account.get("ld_alpha") is not None:
+    if account.get("ld_alpha") not in (None, 1):
         return {"name": "ld_dpo"}, {**BETA, "alpha": "ld_alpha"}
     account.drop("off, as here", "use_weighting", "ld_alpha")
     return plain

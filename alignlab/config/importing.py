@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from . import from_axolotl, from_llamafactory, from_trl
 from .account import Account, Line, choose
 from .checks import CANNOT_WORK, MOVED
-from .parser import Values, read_yaml, write_yaml
+from .parser import Values, parse_yaml, read_yaml, write_yaml
 from .run import load_config, schema
 
-SOURCES: dict[str, tuple[Callable[[Account, str | None], None], Mapping[str, Any]]] = {
-    "trl": (from_trl.convert, from_trl.DEFAULTS),
-    "llamafactory": (from_llamafactory.convert, from_llamafactory.DEFAULTS),
-    "axolotl": (from_axolotl.convert, from_axolotl.DEFAULTS),
+Source = tuple[Callable[[Account, str | None], None], Mapping[str, Any], set[str]]
+SOURCES: dict[str, Source] = {
+    "trl": (from_trl.convert, from_trl.DEFAULTS, from_trl.NUMBERS),
+    "llamafactory": (from_llamafactory.convert, from_llamafactory.DEFAULTS, from_llamafactory.NUMBERS),
+    "axolotl": (from_axolotl.convert, from_axolotl.DEFAULTS, from_axolotl.NUMBERS),
 }
 OLDER = {  # names that transformers had
     "evaluation_strategy": "eval_strategy",
@@ -55,9 +56,9 @@ def import_config(source: str, path: str | Path, trainer: str | None = None) -> 
     Raises:
         ValueError: it is no preference training that can be taken over, or what came of it is no config; names the key.
     """
-    convert, defaults = choose("import", source, SOURCES)
+    convert, defaults, numbers = choose("import", source, SOURCES)
     path = Path(path)
-    account = Account(read_yaml(path), defaults)
+    account = Account(_unquoted(read_yaml(path), defaults, numbers), defaults)
     try:
         convert(account, trainer)
     except (TypeError, AttributeError, LookupError) as error:
@@ -75,6 +76,23 @@ def import_config(source: str, path: str | Path, trainer: str | None = None) -> 
     except ValueError as error:
         raise ValueError(f"{path}: what came of it is no config: {error}") from error
     return Imported(source, path, values, lines)
+
+
+def _unquoted(given: Values, defaults: Mapping[str, Any], numbers: set[str]) -> Values:
+    """Returns their keys with numbers in quotes as numbers, as their readers take them; what is text stays text."""
+    numeric = numbers | {key for key, value in defaults.items() if type(value) in (int, float)}
+    numeric |= {key for key, hint in schema().types.items() if {int, float} & {hint, *get_args(hint)}}
+
+    def one(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or OLDER.get(key, key) not in numeric or not value.strip():
+            return value
+        try:
+            found = parse_yaml(value, key)
+        except ValueError:
+            return value
+        return found if type(found) in (int, float) else value
+
+    return {key: one(key, value) for key, value in given.items()}
 
 
 def _rest(account: Account) -> None:

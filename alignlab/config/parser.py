@@ -198,6 +198,10 @@ def _accepts_text(hint: Any) -> bool:
     return hint is str or any(isinstance(part, str) or _accepts_text(part) for part in typing.get_args(hint))
 
 
+def _accepts_null(hint: Any) -> bool:
+    return hint in (Any, None, type(None)) or any(map(_accepts_null, typing.get_args(hint)))
+
+
 @dataclass(frozen=True)
 class Key:
     """A dotted key of a config; ``default`` is ``dataclasses.MISSING`` where one must be given."""
@@ -259,8 +263,9 @@ class Schema:
             parsed: Values = self._parser.parse_object(copy.deepcopy(dict(values))).as_dict()
         except ArgumentError as error:
             raise ValueError(self._message(error, values)) from error
-        for key in self.types:  # jsonargparse turns text such as "yes" and "5" into what the type wants
-            if _changed_text(_get(values, key), _get(parsed, key)):
+        for key, hint in self.types.items():  # jsonargparse takes null for any option; "yes" and "5" it turns into
+            found = _get(parsed, key)  # what the type wants
+            if (found is None and not _accepts_null(hint)) or _changed_text(_get(values, key), found):
                 raise ValueError(self._wrong_type(key, values))
         return parsed
 
@@ -280,8 +285,10 @@ class Schema:
         if isinstance(found, str) and len(choices) > 8:
             near = get_close_matches(found, choices, n=3, cutoff=0.4) or choices
             return f"{key}: there is no {found!r}; did you mean {' or '.join(near)}?"
-        kind = "text " if isinstance(found, str) else ""
-        return f"{key}: expected {readable_type(self.types[key])}, found {kind}{found!r}"
+        expected = f"{key}: expected {readable_type(self.types[key])}, found"
+        if found is None:
+            return f"{expected} null; for the default leave the key out"
+        return f"{expected} {'text ' if isinstance(found, str) else ''}{found!r}"
 
     def _message(self, error: ArgumentError, values: Mapping[str, Any]) -> str:
         named = re.search(r'Parser key "([^"]+)"', str(error))

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from alignlab import losses
-from alignlab.runtime import zero_stage
+from alignlab.runtime import check_fsdp, zero_stage
 
 from .arguments import PreferenceConfig, hints
 from .checks import check_combinations, check_peft, check_sources, check_training_options, refuse_moved
@@ -37,6 +37,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_training_options(self.training, hints())
+        spread = self.training.get("fsdp_config")
+        given = spread if isinstance(spread, Mapping) else None  # a file is read with the arguments
+        check_fsdp(self.training.get("fsdp"), given, deepspeed=self.training.get("deepspeed") is not None)
         check_sources(self.data)
         losses.build(self.loss)  # an unknown name or option stops the run before anything is loaded
         if self.peft is not None:

@@ -56,7 +56,7 @@ def plan(
     Raises:
         ValueError: nonsensical numbers, or an architecture that cannot be run on tensors without storage.
     """
-    if gpus < 1 or gpu_memory <= 0:
+    if gpus < 1 or not gpu_memory > 0:
         raise ValueError(
             f"--gpus, --gpu-memory: expected at least one GPU and more than 0 GB, found {gpus}, {gpu_memory}"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignlab.config import find_config, read_yaml
+from alignlab.runtime import deepspeed_values
 
 BUCKET = 5 * 10**8  # reduce_bucket_size, where the config gives none
 
@@ -41,9 +42,13 @@ class Zero:
         """Reads a configuration: a dict, a file, or the name of a shipped one; None is no DeepSpeed."""
         if deepspeed is None:
             return cls()
-        values = deepspeed if isinstance(deepspeed, dict) else read_yaml(find_config(deepspeed))
-        zero = values.get("zero_optimization", {})
+        zero = deepspeed_values(deepspeed if isinstance(deepspeed, dict) else find_config(deepspeed))
+        zero = zero.get("zero_optimization", {})
         size = zero.get("reduce_bucket_size", BUCKET)
+        if size != "auto" and (not isinstance(size, (int, float)) or not size > 0):
+            raise ValueError(
+                f"deepspeed: zero_optimization.reduce_bucket_size: expected more than 0, or auto, found {size!r}"
+            )
         count = (2 if zero.get("overlap_comm") else 1) * (width**2 if size == "auto" else int(size))
 
         def on_host(name: str) -> bool:

@@ -16,12 +16,35 @@ _ROWS_STAY_WHOLE = (
     "allowed: DDP, ZeRO 1 to 3 with or without offload, FSDP"
 )
 
+_STAGES = (0, 1, 2, 3)
+_BLOCKS = ("zero_optimization", "bf16", "fp16", "torch_autocast", "tensor_parallel", "optimizer", "scheduler")
+
 
 def deepspeed_values(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a DeepSpeed configuration, given as it is or as a JSON file."""
-    if isinstance(config, Mapping):
-        return config
-    values: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
+    """Returns a DeepSpeed configuration, given as it is or as a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, a block has no keys, or there is no such stage; names the file and the key.
+    """
+    where = "deepspeed" if isinstance(config, Mapping) else f"deepspeed: {config}"
+    try:
+        values = config if isinstance(config, Mapping) else json.loads(Path(config).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    zero = _block(values, "", where).get("zero_optimization", {})
+    for name in _BLOCKS:
+        _block(values.get(name, {}), name, where)
+    for name in ("offload_optimizer", "offload_param"):
+        _block(zero.get(name) or {}, f"zero_optimization.{name}", where)
+    stage = zero.get("stage", 0)
+    if stage not in _STAGES or isinstance(stage, bool):
+        raise ValueError(f"{where}: zero_optimization.stage: expected 0, 1, 2 or 3, found {stage!r}")
+    return dict(values)
+
+
+def _block(values: Any, name: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: {name}{': ' if name else ''}expected a mapping, found {values!r}")
     return values
 
 

@@ -477,3 +477,50 @@ def test_keys_and_defaults_of_trl_are_those_of_the_installed_one():
         unknown = set(read_yaml(path)) - set(fields)
         assert unknown <= {"no_remove_unused_columns", "warmup_ratio", "max_prompt_length", "datasets"}, path.name
     assert {key: fields[key].default for key in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "expected"),
+    [
+        ("trl", TRL | {"num_train_epochs": "3", "learning_rate": "1e-6", "beta": "0.2", "max_steps": "-1"}, 3),
+        ("llamafactory", FACTORY | {"num_train_epochs": "3.0", "pref_beta": "0.2", "val_size": "0.1"}, 3),
+        ("axolotl", AXOLOTL | {"num_epochs": "3", "evals_per_epoch": "2", "val_set_size": "0.1", "rl_beta": "0.2"}, 3),
+    ],
+)
+def test_numbers_in_quotes_are_numbers_and_text_stays_text(tmp_path, source, given, expected):
+    """The readers of all three cast them by the type of their field; `run_name: "3"` is a name."""
+    found = import_config(source, write(tmp_path, **given, run_name="3", max_grad_norm="0.5", output_dir="1e3")).values
+    assert (found["num_train_epochs"], found["loss"]["beta"], found["max_grad_norm"]) == (expected, 0.2, 0.5)
+    assert (found["run_name"], found["output_dir"]) == ("3", "1e3")
+
+
+def test_ld_alpha_of_one_is_the_plain_loss(tmp_path):
+    for source, given in (("trl", TRL | {"loss_type": "hinge"}), ("trl", TRL), ("llamafactory", FACTORY)):
+        found = import_config(source, write(tmp_path, **given, ld_alpha=1.0))
+        assert found.values["loss"] == import_config(source, write(tmp_path, **given)).values["loss"]
+        assert "ld_alpha: no counterpart: 1.0: all tokens count alike, as in the plain loss" in map(str, found.lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (
+            {"eval_steps": 10},
+            "eval_strategy is steps and save_strategy epoch, and the best is known of a checkpoint alone",
+        ),
+        ({"eval_steps": 10, "save_steps": 15}, "save_steps, 15, is no multiple of eval_steps, 10"),
+        ({"evals_per_epoch": 3, "saves_per_epoch": 2}, "save_steps, 0.5, is no multiple of eval_steps, 0.333333"),
+        ({"eval_steps": 10, "save_steps": 20}, ""),
+        ({"evals_per_epoch": 4, "saves_per_epoch": 2}, ""),
+    ],
+)
+def test_the_best_model_of_axolotl_comes_over_where_its_steps_meet(tmp_path, given, why):
+    """There it is off, in silence, where they do not; here such a run would end before its first step."""
+    theirs = AXOLOTL | {"val_set_size": 20, "load_best_model_at_end": True, **given}
+    found = import_config("axolotl", write(tmp_path, **theirs))
+    assert found.values.get("load_best_model_at_end", False) is (why == "")
+    told = f"no counterpart: {why}; there it is off then" if why else "kept"
+    assert f"load_best_model_at_end: {told}" in map(str, found.lines)
+    if why and "saves_per_epoch" not in given:
+        with pytest.raises(ValueError, match=re.escape(f"load_best_model_at_end: {why}; write the same for both")):
+            load_config({**found.values, "load_best_model_at_end": True})

@@ -260,3 +260,34 @@ def test_merging_shards_is_refused() -> None:
     run = {**BASE, "peft": {"r": 4}, "deepspeed": "zero3.json"}
     with pytest.raises(ValueError, match=r"model\.merge_adapter: under ZeRO-3"):
         load_config({**run, "model": {"name_or_path": "model", "merge_adapter": True}}).training_args()
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("max_steps", "int"), ("learning_rate", "float"), ("seed", "int"), ("report", "true or false"), ("optim", None)],
+)
+def test_null_for_a_key_without_it_is_no_default(key, kind):
+    """Null passed for every key, and the run died of it after the rows were read, or took it for false."""
+    said = refused({key: None})
+    assert said.startswith(f"{key}: expected {kind or 'one of adamw_torch, '}")
+    assert said.endswith("found null; for the default leave the key out")
+    assert load_config(merged({"max_length": None})).training["max_length"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, found nan"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected a finite number, found inf"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm: expected a finite number, found nan"),
+        ({"adam_beta1": 1.0}, "adam_beta1: expected less than 1, found 1.0"),
+        ({"adam_beta2": -0.1}, "adam_beta2: expected at least 0, found -0.1"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
+        ({"data_seed": 2**32}, "data_seed: expected less than 4294967296, found 4294967296"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, found -1.0"),
+        ({"fsdp": "nope"}, "fsdp: expected full_shard, with auto_wrap or offload or without; found nope"),
+    ],
+)
+def test_numbers_that_libraries_refuse_late_or_never(changes, message):
+    assert refused(changes) == message
+    assert load_config(merged({"max_grad_norm": float("inf")})).training["max_grad_norm"] == float("inf")

@@ -217,3 +217,10 @@ def test_a_list_is_planned_with_its_most_completions_or_four(config: Any) -> Non
     four, seven = (estimate(config(*listed, *words), 1, Lengths(32, 32)) for words in ((), ("--max_completions", "7")))
     assert (four.cache, seven.cache) == (1000 * 4 * 32 * 4, 1000 * 7 * 32 * 4)
     assert seven.gpu["activations"] > four.gpu["activations"]
+
+
+@pytest.mark.parametrize("gigabytes", [float("nan"), 0.0])
+def test_memory_that_is_no_number_is_refused(gigabytes: float, config: Any) -> None:
+    """In GB that are NaN nothing fitted, whatever was changed."""
+    with pytest.raises(ValueError, match="expected at least one GPU and more than 0 GB, found 1, "):
+        plan(config(), gpu_memory=gigabytes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from alignlab.planner.zero import Zero
 
 
@@ -22,3 +24,9 @@ def test_fsdp_is_counted_as_the_third_stage(tmp_path: Path) -> None:
     (tmp_path / "fsdp.json").write_text('{"fsdp_cpu_offload": true}')
     assert Zero.of({"fsdp": True, "fsdp_config": str(tmp_path / "fsdp.json")}, 8) == Zero(3, True, True, fsdp=True)
     assert Zero.of({"fsdp": "", "deepspeed": {"zero_optimization": {"stage": 1}}}, 8).stage == 1
+
+
+def test_a_bucket_is_a_number_above_0_or_auto() -> None:
+    for size in ("x", -5, None):
+        with pytest.raises(ValueError, match="reduce_bucket_size: expected more than 0, or auto, found"):
+            Zero.read({"zero_optimization": {"stage": 2, "reduce_bucket_size": size}}, 8)

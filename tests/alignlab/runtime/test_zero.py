@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from accelerate import ParallelismConfig
 
 from alignlab.config.arguments import PreferenceConfig
 from alignlab.config.run import load_config
-from alignlab.runtime.zero import check_fsdp, check_launched
+from alignlab.planner.zero import Zero
+from alignlab.runtime.zero import check_fsdp, check_launched, zero_stage
 
 RUN: dict[str, Any] = {
     "loss": {"name": "dpo"},
@@ -97,3 +100,35 @@ def test_fsdp_of_the_second_version_is_taken_where_there_is_an_accelerator(asked
 def test_arguments_check_the_version_of_fsdp(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fsdp_config\.version: found 1, allowed: 2"):
         PreferenceConfig(output_dir=str(tmp_path), fsdp="full_shard", fsdp_config={"version": 1}, use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"zero_optimization": 3}, "zero_optimization: expected a mapping, found 3"),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage: expected 0, 1, 2 or 3, found 7"),
+        ({"zero_optimization": {"stage": "x"}}, "zero_optimization.stage: expected 0, 1, 2 or 3, found 'x'"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}},
+            "zero_optimization.offload_optimizer: expected a mapping, found 'cpu'",
+        ),
+        ({"bf16": True}, "bf16: expected a mapping, found True"),
+        ([], "expected a mapping, found []"),
+    ],
+)
+def test_a_deepspeed_configuration_of_another_shape_is_named(found: Any, message: str, tmp_path: Path) -> None:
+    """Planning and training ended in an AttributeError; a plan took stage 7 for what it is not."""
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps(found))
+    for read in (zero_stage, lambda one: Zero.read(one, 8)):
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'deepspeed: {file}: {message}')}$"):
+            read(str(file))
+    if isinstance(found, dict):
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'deepspeed: {message}')}$"):
+            PreferenceConfig(output_dir=str(tmp_path), deepspeed=found)
+
+
+def test_a_broken_deepspeed_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text("{'stage': 2}")
+    with pytest.raises(ValueError, match=rf"^deepspeed: {tmp_path}/zero.json: not valid JSON: "):
+        zero_stage(tmp_path / "zero.json")
