@@ -3,7 +3,7 @@
 Never here: a model, a verdict, or a rule: what an answer is, and nothing of how good it is.
 """
 
-from .made import Made, file_digest, made_beside
+from .made import Made, alone_with, file_digest, made_beside
 from .rows import Answer, AnswerRow, read_answers, write_answers
 from .shards import Shards, array_part
 
@@ -12,6 +12,7 @@ __all__ = [
     "AnswerRow",
     "Made",
     "Shards",
+    "alone_with",
     "array_part",
     "file_digest",
     "made_beside",

@@ -1,4 +1,4 @@
-"""What a file or a folder was made of, written last: done is only what matches, byte for byte."""
+"""What a file or a folder was made of: done is only what matches, byte for byte."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from alignlab.cache import default_root, file_memory
 from alignlab.checkpoints import write_whole
@@ -36,7 +38,7 @@ class Made:
     def others(self) -> list[str]:
         """Returns what tells the output that is there from this one, a line each; none where none is there."""
         found = self.read().get("of", {})
-        keys = [key for key in {**found, **self.of} if found and found.get(key) != self.of.get(key)]
+        keys = unlike(found, self.of) if found else []
         return [f"{key}: {_short(found.get(key))} -> {_short(self.of.get(key))}" for key in keys]
 
     def check_free(self, output: Path) -> None:
@@ -75,9 +77,20 @@ class Made:
         Args:
             outputs: files in the manifest's folder, or below it. account: what became of what went in.
         """
+        self._write({one: file_digest(one) for one in sorted(outputs)}, account)
+
+    def announce(self, output: Path, aside: Path, account: Mapping[str, Any] | None = None) -> None:
+        """Says what a file will be that is whole and not in its place yet: a kill never leaves one unexplained.
+
+        Args:
+            output: its place. aside: where it was written. account: what became of what went in.
+        """
+        self._write({output: file_digest(aside)}, account)
+
+    def _write(self, digests: Mapping[Path, str], account: Mapping[str, Any] | None) -> None:
         folder = self.manifest.parent
-        digests = {one.relative_to(folder).as_posix(): file_digest(one) for one in sorted(outputs)}
-        text = {"format": FORMAT, "of": self.of, "outputs": digests, "account": dict(account or {})}
+        outputs = {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
+        text = {"format": FORMAT, "of": self.of, "outputs": outputs, "account": dict(account or {})}
         write_whole(self.manifest, json.dumps(text, indent=1) + "\n")
 
     @property
@@ -90,6 +103,17 @@ class Made:
 def made_beside(output: Path, of: Mapping[str, Any]) -> Made:
     """Returns the manifest of a single file, which stands beside it."""
     return Made(output.with_name(f"{output.name}.made.json"), of)
+
+
+def alone_with(path: Path) -> FileLock:
+    """Returns the lock of who writes a file; it lies beside it and stays. Who has it may take it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)
+
+
+def unlike(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that two descriptions do not share, or whose values differ."""
+    return [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
 
 
 def file_digest(path: Path) -> str:

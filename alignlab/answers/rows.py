@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from alignlab.checkpoints import whole_file
 
 Prompt = str | list[dict[str, Any]]
 Token = Annotated[int, Field(ge=0)]
@@ -88,20 +89,10 @@ def _told(values: dict[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in values.items() if one is not None}
 
 
-def write_answers(path: Path, rows: Iterable[AnswerRow]) -> int:
-    """Writes rows aside, forces them to disk and renames: the whole file, or what was there; returns how many."""
-    aside, count = path.with_name(f".{path.name}.{os.getpid()}"), 0
-    try:
-        with aside.open("wb") as file:
-            for count, row in enumerate(rows, 1):  # noqa: B007 (the last one counts)
-                file.write(as_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    return count
+def write_answers(path: Path, rows: Iterable[AnswerRow], before: Callable[[Path], None] | None = None) -> None:
+    """Writes rows: the whole file, or what was there; ``before`` is called as ``checkpoints.whole_file`` says."""
+    with whole_file(path, before) as file:
+        file.writelines(map(as_line, rows))
 
 
 def read_answers(path: str | Path) -> Iterator[AnswerRow]:

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from alignlab.checkpoints import remove_asides, write_whole
 
-from alignlab.checkpoints import write_whole
-
-from .made import Made
+from .made import Made, alone_with, file_digest, unlike
 from .rows import AnswerRow, read_answers, write_answers
 
 _OF = "of.json"
@@ -26,14 +24,18 @@ class Shards:
     Ranks, jobs of an array and processes that come later may all write shards; what one of them has written no other
     does again. A kill loses the shard that was being made. The file does not depend on who made what.
 
+    Where the shards' folder is not there, either nothing was begun or the file is whole: both change under a lock that
+    lies beside the file and is never deleted.
+
     Args:
         made: the manifest of the file: its ``of`` is that of the shards.
         output: the file. Shards lie in a folder beside it until it is whole.
         size: rows a shard. rows: of the file.
+        in_place: the file is there, and is to be completed; its manifest is not touched.
     """
 
-    def __init__(self, made: Made, output: Path, size: int, rows: int) -> None:
-        self.made, self.output, self.size, self.rows = made, output, size, rows
+    def __init__(self, made: Made, output: Path, size: int, rows: int, in_place: bool = False) -> None:
+        self.made, self.output, self.size, self.rows, self.in_place = made, output, size, rows, in_place
         self.folder = output.with_name(f"{output.name}.parts")
 
     def open(self) -> None:
@@ -42,31 +44,28 @@ class Shards:
         Raises:
             ValueError: other work was begun there, or another file stands where this one is to be.
         """
-        self.made.check_free(self.output)
-        self.begin()
-
-    def begin(self) -> None:
-        """Makes room for shards beside a file that may be there, and be completed by them.
-
-        Raises:
-            ValueError: other work was begun there.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.lock():
-            known = self.folder / _OF
-            if not known.is_file():
-                write_whole(known, json.dumps(self.made.of, indent=1) + "\n")
-                return
-            found = json.loads(known.read_text(encoding="utf-8"))
-        if found != self.made.of:
-            names = [key for key in {**found, **self.made.of} if found.get(key) != self.made.of.get(key)]
-            raise ValueError(
-                f"--output: {self.folder} holds shards of other answers (other: {', '.join(names)}); delete it, "
-                "or choose another file"
-            )
+        with alone_with(self.output):
+            for path in (self.output, self.made.manifest):
+                remove_asides(path)
+            begun = self._begun()
+            if "becomes" in begun and begun["becomes"] == file_digest(self.output):  # killed while it was cleared away
+                begun = {}
+            if not self.in_place:
+                if self.made.is_done():
+                    return self.close()
+                self.made.check_free(self.output)
+            if not begun:
+                self.close()
+                self.folder.mkdir(parents=True)
+                write_whole(self.folder / _OF, json.dumps({"of": self.made.of}, indent=1) + "\n")
+            elif begun["of"] != self.made.of:
+                raise ValueError(
+                    f"--output: {self.folder} holds shards of other answers (other: "
+                    f"{', '.join(unlike(begun['of'], self.made.of))}); delete it, or choose another file"
+                )
 
     def missing(self, part: int = 0, parts: int = 1) -> list[list[int]]:
-        """Returns the rows that are in no shard yet, in the portions that a shard takes.
+        """Returns the rows that are in no shard yet, in the portions that a shard takes; none where the file is whole.
 
         A portion holds the same rows whatever was done before and whoever does it, and goes to the same part of the
         processes: they need not tell one another anything.
@@ -76,57 +75,63 @@ class Shards:
         """
         if not 0 <= part < parts:
             raise ValueError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
-        done, left = self._done(), []
+        with alone_with(self.output):
+            if self.is_whole():
+                return []
+            done = self._done()
+        left = list[list[int]]()
         for start in range(part * self.size, self.rows, parts * self.size):
             portion = [row for row in range(start, min(start + self.size, self.rows)) if row not in done]
             left += [portion] if portion else []
         return left
 
     def write(self, numbers: list[int], rows: list[AnswerRow]) -> None:
-        """Writes one portion."""
+        """Writes one portion; not where another process, which had it too, has put the file together."""
         assert len(numbers) == len(rows)
-        write_answers(self.folder / f"{'-'.join(map(str, _ranges(numbers)))}.jsonl", rows)
+        with alone_with(self.output):
+            if not self.is_whole():
+                write_answers(self.folder / f"{'-'.join(map(str, _ranges(numbers)))}.jsonl", rows)
 
     def assemble(self, account: dict[str, Any]) -> bool:
-        """Puts the file together and deletes the shards, if all are there; says whether the file is there.
+        """Puts the file together and deletes the shards, if all are there; says whether the file is whole.
 
         The manifest's account gets, beside what is given, the numbers of answers, of finished ones and of tokens.
         """
-        if not self.folder.exists():
-            return self.made.is_done()
-        with self.lock():
-            if self.made.is_done():
-                pass
-            elif len(self._done()) < self.rows:
-                return False
-            else:
-                counts = self._put_together()
-                self.made.finish([self.output], {**account, **counts})
-        self.close()
-        return True
-
-    def take(self) -> bool:
-        """Puts the file together in the place of the one that is there, if all shards are; whoever asked says so."""
-        with self.lock():
+        with alone_with(self.output):
+            if self.is_whole():
+                return True
             if len(self._done()) < self.rows:
                 return False
-            self._put_together()
+            counts, judged = _counters()
+            write_answers(
+                self.output,
+                self._in_order(counts, judged),
+                lambda aside: self._announce(aside, {**account, **_told(counts, judged)}),
+            )
+            self.close()
         return True
 
-    def lock(self) -> FileLock:
-        """Returns what one process at a time may hold."""
-        return FileLock(self.folder / ".lock")
+    def is_whole(self) -> bool:
+        """True where the file was put together since ``open``."""
+        return not self.folder.is_dir()
 
     def close(self) -> None:
         """Deletes the shards."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _put_together(self) -> dict[str, Any]:
-        """Writes the file; returns the numbers of its answers, and of those that each judge scored and did not."""
-        counts: Counter[str] = Counter(answers=0, finished=0, unfinished=0, tokens=0)
-        judged: dict[str, Counter[str]] = {}
-        write_answers(self.output, self._in_order(counts, judged))
-        return {**counts, **({"judged": {name: dict(one) for name, one in judged.items()}} if judged else {})}
+    def _announce(self, aside: Path, account: dict[str, Any]) -> None:
+        """Says what the file will be, before it is: a kill in between leaves nothing unexplained."""
+        if self.in_place:
+            becomes = {"of": self.made.of, "becomes": file_digest(aside)}
+            write_whole(self.folder / _OF, json.dumps(becomes, indent=1) + "\n")
+        else:
+            self.made.announce(self.output, aside, account)
+
+    def _begun(self) -> dict[str, Any]:
+        """Returns what work the shards are of; empty where there are none."""
+        path = self.folder / _OF
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
 
     def _done(self) -> dict[int, tuple[Path, int]]:
         """Where each row lies that is there: its shard, and the line in it."""
@@ -153,6 +158,15 @@ class Shards:
                         "unjudged" if score is None else "judged"
                     ] += 1
             yield row
+
+
+def _counters() -> tuple[Counter[str], dict[str, Counter[str]]]:
+    return Counter(answers=0, finished=0, unfinished=0, tokens=0), {}
+
+
+def _told(counts: Counter[str], judged: dict[str, Counter[str]]) -> dict[str, Any]:
+    """Returns the numbers of answers, and of those that each judge scored and did not."""
+    return {**counts, **({"judged": {name: dict(one) for name, one in judged.items()}} if judged else {})}
 
 
 def _ranges(numbers: list[int]) -> list[int]:

@@ -5,7 +5,7 @@ Never here: the trainer or a model: folders, files, signals and the state of a l
 
 from .early_stop import SIGNALS, STOPPED_EARLY, EarlyStop, StoppedEarly, StopSignals
 from .folders import check, holds_checkpoints, newest_good, rotate, written_aside
-from .in_place import is_peoples_own, put_in_place, write_whole
+from .in_place import is_peoples_own, put_in_place, remove_asides, whole_file, write_whole
 from .lock import is_run_in, only_run_in
 from .loss_state import load_loss, save_loss
 from .universal import is_of_other_ranks, load_universal
@@ -26,8 +26,10 @@ __all__ = [
     "newest_good",
     "only_run_in",
     "put_in_place",
+    "remove_asides",
     "rotate",
     "save_loss",
+    "whole_file",
     "write_whole",
     "written_aside",
 ]

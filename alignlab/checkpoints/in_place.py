@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -89,16 +92,41 @@ def clean_up(folder: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file aside and renames it: what was there before, or the whole."""
-    aside = path.with_name(f".{path.name}")
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_file(path: Path, before: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
+    """Gives a file to write that stands at ``path`` once it is whole; an error leaves what was there before.
+
+    Several processes may write the same file at once: the last one stays.
+
+    Args:
+        before: is called with the file where it was written, forced to disk, and not renamed yet.
+    """
+    aside = path.with_name(f"{_aside(path)}{secrets.token_hex(4)}")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before(aside)
         aside.replace(path)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def remove_asides(path: Path) -> None:
+    """Deletes what processes that were killed had written of a file; for who alone may write it."""
+    for aside in path.parent.glob(f"{glob.escape(_aside(path))}*"):
+        aside.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> str:
+    return f".{path.name}.new-"
 
 
 def _make_ready(aside: Path, ready: Path) -> None:

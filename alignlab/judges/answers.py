@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.answers import AnswerRow, Made, Shards, array_part, file_digest, made_beside, read_answers
+from alignlab.answers import AnswerRow, Made, Shards, alone_with, array_part, file_digest, made_beside, read_answers
 from alignlab.checkpoints import write_whole
-from alignlab.runtime import bar, is_main, rank_and_ranks, shown_as, wait_for_all
+from alignlab.runtime import bar, from_main, is_main, rank_and_ranks, shown_as, wait_for_all
 
 from .build import build_judge
 from .judge import Judge
@@ -45,31 +45,40 @@ def judge_answers(
     if not judges:
         raise ValueError("--judge: by whom? a file.py:function, a reward model or an address")
     built = {name: one if isinstance(one, Judge) else build_judge(one) for name, one in judges.items()}
-    rows = list(read_answers(answers))
     identities = {name: {"by": judge.identity(), "kind": judge.kind} for name, judge in built.items()}
-    _check_same(rows, identities, answers)
-    target, digest = output or answers, file_digest(answers)
-    work = {"step": "judge", "answers": digest, "judges": identities} | ({"again": True} if again else {})
-    made = Made(manifest, work) if manifest is not None else made_beside(target, work)
-    shards = Shards(made, target, SHARD, len(rows))
-    if output is None and not _wanted(rows, built, again):
-        _seal(answers, rows)
-        shards.close()
+    target = output or answers
+
+    def begin() -> tuple[dict[str, Any], int] | None:
+        """Says what the work is, and of how many rows; None where nothing is to be done."""
+        with alone_with(target):  # nobody completes the file between its reading and the opening of its shards
+            rows = list(read_answers(answers))
+            _check_same(rows, identities, answers)
+            work: dict[str, Any] = {"step": "judge", "answers": file_digest(answers), "judges": identities}
+            work |= {"again": True} if again else {}
+            if output is None and not _wanted(rows, built, again):
+                shards(work, len(rows)).close()
+                _seal(answers, rows)
+                return None
+            shards(work, len(rows)).open()
+            return work, len(rows)
+
+    def shards(work: dict[str, Any], count: int) -> Shards:
+        made = Made(manifest, work) if manifest is not None else made_beside(target, work)
+        return Shards(made, target, SHARD, count, in_place=output is None)
+
+    begun = from_main(begin)
+    if begun is None:
         return True
-    if output is not None and made.is_done():
-        return True
-    _open(shards, in_place=output is None)
-    _judge(built, identities, rows, shards, again)
+    _judge(built, identities, answers, shards(*begun), again)
     wait_for_all()
-    whole = _assemble(shards, answers, in_place=output is None) if is_main() else True
-    wait_for_all()
-    return whole
+    return from_main(lambda: _assemble(shards(*begun), answers))
 
 
 def _judge(
-    judges: Mapping[str, Judge], identities: Mapping[str, Any], rows: list[AnswerRow], shards: Shards, again: bool
+    judges: Mapping[str, Judge], identities: Mapping[str, Any], answers: Path, shards: Shards, again: bool
 ) -> None:
     """Judges this process's part of what is missing, a shard at a time."""
+    rows = list(read_answers(answers))
     (rank, ranks), (job, jobs) = rank_and_ranks(), array_part()
     missing = shards.missing(job * ranks + rank, jobs * ranks)
     costs = _Costs(shards, f"{job}.{rank}")
@@ -135,24 +144,13 @@ def _check_any(judges: Mapping[str, Judge], rows: Sequence[AnswerRow]) -> None:
             raise ValueError(f"--judge: {judge.description} judged none of {len(scores)} answers: {reason}")
 
 
-def _open(shards: Shards, in_place: bool) -> None:
-    if is_main():
-        if in_place:  # the file that is there is what is to be completed
-            shards.begin()
-        else:
-            shards.open()
-    wait_for_all()
-
-
-def _assemble(shards: Shards, answers: Path, in_place: bool) -> bool:
-    """Puts the file together, if this process is the last, and says how much of it is judged."""
-    if in_place:
-        if not shards.take():
-            return False
-        _seal(answers, list(read_answers(answers)))
-        shards.close()
-        return True
-    return shards.assemble({})
+def _assemble(shards: Shards, answers: Path) -> bool:
+    """Puts the file together, if this process is the last, and says how much of a completed one is judged."""
+    with alone_with(shards.output):
+        whole = shards.assemble({})
+        if whole and shards.in_place:
+            _seal(answers, list(read_answers(answers)))
+    return whole
 
 
 def _seal(answers: Path, rows: Sequence[AnswerRow]) -> None:
@@ -181,7 +179,7 @@ class _Costs:
 
     def __init__(self, shards: Shards, process: str) -> None:
         self.path = shards.output.with_name(f"{shards.output.name}.cost.json")
-        self.lock, self.process = shards.lock, process
+        self.answers, self.process = shards.output, process
         self.before = self._read().get(process, {})
 
     def _read(self) -> dict[str, Any]:
@@ -200,5 +198,5 @@ class _Costs:
             for key, value in self.before.get(name, {}).items():
                 if isinstance(value, (int, float)) and isinstance(one.get(key, 0), (int, float)):
                     one[key] = one.get(key, 0) + value
-        with self.lock():
+        with alone_with(self.answers):
             write_whole(self.path, json.dumps({**self._read(), self.process: told}, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from alignlab.answers import AnswerRow, Made, file_digest, made_beside, read_answers
+from alignlab.checkpoints import whole_file
 
 from .account import Account
 from .options import PairOptions
@@ -84,17 +84,10 @@ def pair(answers: Path, output: Path, options: PairOptions, manifest: Path | Non
         why = "; ".join(made.others()[:3]) or "nothing says what it is"
         raise ValueError(f"--output: {output} is there ({why}); choose another file, or delete it")
     account = Account()
-    aside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            for one in pairs(read_answers(answers), options, account):
-                file.write(orjson.dumps(one) + b"\n")
+    with whole_file(output, lambda aside: made.announce(output, aside, account.values())) as file:
+        for one in pairs(read_answers(answers), options, account):
+            file.write(orjson.dumps(one) + b"\n")
         if not account.pairs:
             told = ", ".join(f"{meaning}: {count}" for _, meaning, count in account.rows())
             raise ValueError(f"{answers}: no pair is left of {account.answers} answers ({told})")
-        aside.replace(output)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    made.finish([output], account.values())
     return account

@@ -13,7 +13,7 @@ from typing import Any
 from alignlab.answers import AnswerRow, Made, Shards, array_part, made_beside
 from alignlab.config import ModelOptions
 from alignlab.data import AskedPrompt, AskedPrompts, DataOptions, read_prompts
-from alignlab.runtime import bar, is_main, rank_and_ranks, shown_as, wait_for_all
+from alignlab.runtime import bar, from_main, is_main, rank_and_ranks, shown_as, wait_for_all
 
 from .build import Spec, build_engine, check_engine
 from .engine import Engine
@@ -68,12 +68,10 @@ def sample(asked: Sampled) -> bool:
 
 def draw_all(engine: Engine, prompts: Sequence[AskedPrompt], shards: Shards, account: dict[str, Any]) -> bool:
     """Draws this process's part of what is missing, a shard at a time, and puts the file together if it is the last."""
-    if shards.made.is_done():
+    from_main(shards.open)
+    if from_main(shards.is_whole):
         logger.info("%s is there, whole", shards.output)
         return True
-    if is_main():
-        shards.open()
-    wait_for_all()
     part, parts = _part()
     missing = shards.missing(part, parts)
     left = sum(map(len, missing))
@@ -87,8 +85,7 @@ def draw_all(engine: Engine, prompts: Sequence[AskedPrompt], shards: Shards, acc
             shards.write(numbers, list(_rows(engine, some, shards.made.of)))
             shown.update(len(numbers))
     wait_for_all()
-    whole = shards.assemble(account) if is_main() else True
-    wait_for_all()
+    whole = from_main(lambda: shards.assemble(account))
     if is_main() and not whole:
         logger.info("%s: other processes are still at it; the last one puts the file together", shards.folder)
     return whole

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from alignlab.answers import AnswerRow, array_part, made_beside, read_answers
-from alignlab.checkpoints import write_whole
+from alignlab.checkpoints import whole_file
 from alignlab.data import RowError, open_sources, prompt_id
 from alignlab.runtime import is_main, wait_for_all
 
@@ -88,8 +88,8 @@ def answer_benchmark(asked: Sampled, form: str, generator: str) -> None:
         made.check_free(asked.output)
         counts = {"questions": len(questions), "turns": sum(len(one.turns) for one in questions)}
         counts["empty"] = sum(not text.strip() for one in questions for text in one.answers)
-        write_whole(asked.output, FORMS[form].written(questions, generator))
-        made.finish([asked.output], counts)
+        with whole_file(asked.output, lambda aside: made.announce(asked.output, aside, counts)) as file:
+            file.write(FORMS[form].written(questions, generator).encode())
         logger.info("%s: %d questions answered by %s", asked.output, len(questions), generator)
     wait_for_all()
 

@@ -382,6 +382,27 @@ def test_lists_say_that_they_have_tokens() -> None:
     assert made(one, rule="lists")[0][0]["origin"]["tokens"] == "text"
 
 
+def test_a_kill_before_the_file_is_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the manifest was written by then or not, the same command makes the pairs."""
+    write_answers(tmp_path / "a.jsonl", [row([1.0, 0.0])])
+    replace = Path.replace
+    for name in ("p.jsonl.made.json", "p.jsonl"):
+
+        def dies(self: Path, target: Path, last: str = name) -> Path:
+            done = replace(self, target)
+            if target.name == last:
+                raise KeyboardInterrupt
+            return done
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "replace", dies)
+            pair(tmp_path / "a.jsonl", tmp_path / "p.jsonl", PairOptions())
+        assert (tmp_path / "p.jsonl").exists() == (name == "p.jsonl")
+        assert pair(tmp_path / "a.jsonl", tmp_path / "p.jsonl", PairOptions()).pairs == 1
+        for path in tmp_path.glob("p.jsonl*"):
+            path.unlink()
+
+
 def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     write_answers(tmp_path / "a.jsonl", [row([1.0, 0.0])])
     (tmp_path / ".p.jsonl").write_text("another's")
