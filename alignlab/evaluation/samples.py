@@ -11,6 +11,7 @@ import orjson
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from alignlab.checkpoints import write_whole
 from alignlab.runtime import is_main, unwrap
 from alignlab.sampling import end_tokens, sample_answers, texts
 
@@ -86,4 +87,4 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
     def _write(self) -> None:
         if is_main():
             text = json.dumps({"max_new_tokens": self.max_new_tokens, "rows": self.rows}, indent=2, ensure_ascii=False)
-            self.path.write_text(text + "\n", encoding="utf-8")
+            write_whole(self.path, text + "\n")

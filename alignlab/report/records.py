@@ -148,14 +148,19 @@ def _has_state(folder: Path) -> bool:
 
 def _state_file(folder: Path) -> Path:
     own = folder / "trainer_state.json"
-    if own.is_file():
+    if own.is_file() and (folder / "metrics.json").is_file():
         return own
     if folder.name.startswith("checkpoint-"):
+        if own.is_file():
+            return own
         raise FileNotFoundError(f"{own}: no such file")
     found = [one for one in folder.glob("checkpoint-*/trainer_state.json") if _number(one.parent).isdigit()]
-    if not found:
+    newest = max(found, key=lambda one: int(_number(one.parent)), default=None)
+    if own.is_file() and (newest is None or int(_number(newest.parent)) <= _read_json(own).get("global_step", 0)):
+        return own
+    if newest is None:
         raise FileNotFoundError(f"{folder}: no run; neither it nor a checkpoint in it holds trainer_state.json")
-    return max(found, key=lambda one: int(_number(one.parent)))
+    return newest  # also where a run goes on in the folder of a shorter one
 
 
 def _number(checkpoint: Path) -> str:

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignlab.checkpoints import write_whole
+
 from .config import RoundsConfig
 from .driver import CONFIG
 from .stages import Stage, all_stages
@@ -56,7 +58,7 @@ def write_chain(loop: RoundsConfig, template: str | Path, options: Sequence[str]
     if not missing:
         raise ValueError(f"{loop.folder}: every stage is done")
     loop.folder.mkdir(parents=True, exist_ok=True)
-    (loop.folder / CONFIG).write_text(loop.to_yaml(), encoding="utf-8")
+    write_whole(loop.folder / CONFIG, loop.to_yaml())  # which a job may be reading now
     script = loop.folder / "chain.sh"
     text = _CHAIN.format(
         config=shlex.quote(str((loop.folder / CONFIG).resolve())),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignlab import models
-from alignlab.checkpoints import put_in_place
+from alignlab.checkpoints import is_peoples_own, put_in_place
 from alignlab.config import PreferenceConfig, RunConfig
 from alignlab.evaluation import SampleAnswers
 from alignlab.runtime import describe_engine, describe_environment
@@ -40,7 +40,7 @@ def ending(
     parts["environment.json"] = partial(write_json, folder / "environment.json", described)
     if config.model.merge_adapter:
         parts["merged"] = partial(_merge, trainer, folder / "merged")
-    parts[FINISHED] = partial(_finish, folder, metrics)
+    parts[FINISHED] = partial(_finish, folder, metrics, [CARD, *([PAGE] if trainer.args.report else [])])
     if trainer.args.report:
         parts[PAGE] = partial(write_page, folder)
     parts[CARD] = partial(_write_card, folder)
@@ -49,8 +49,15 @@ def ending(
     return parts
 
 
-def _finish(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Says that all before this is whole, so that what the run replaces may go."""
+def _finish(folder: Path, metrics: Mapping[str, Any], to_come: Sequence[str]) -> None:
+    """Says that all before this is whole, so that what the run replaces may go.
+
+    Args:
+        to_come: what is written yet; those of a shorter run are deleted, or a kill would leave them for this run's.
+    """
+    for path in (folder / name for name in to_come):
+        if not is_peoples_own(path):
+            path.unlink(missing_ok=True)
     write_json(folder / FINISHED, metrics)
     remove_replaced(folder)
 

@@ -16,7 +16,7 @@ from .inputs import other_inputs, refuse_other_models
 logger = logging.getLogger(__name__)
 
 CONFIG, DATA, FINISHED = "config.yaml", "data.json", "metrics.json"  # the last is written last, once all else is whole
-_REPLACED = ".replaced-run-"
+_REPLACING, _REPLACED = ".replacing-run", ".replaced-run-"  # half aside, and wholly
 _MODELS = ("config.json", "adapter_config.json")
 
 
@@ -27,6 +27,7 @@ def is_done(config: RunConfig, folder: Path, digests: Mapping[str, str]) -> bool
         ValueError: it holds a run, a checkpoint or a model that this run would overwrite, and nothing is said of that;
             or checkpoints of a run that began with other weights.
     """
+    _put_back(folder)
     asked, last = config.training.get("resume_from_checkpoint"), holds_checkpoints(folder)
     finished, resumes = (folder / FINISHED).is_file() and _has_weights(folder), asked not in (None, False)
     if finished and not (others := _others(config, folder, digests)):
@@ -82,12 +83,28 @@ def _model(folder: Path) -> str | None:
 
 def _put_aside(folder: Path, found: str) -> None:
     """Moves what a run has written into a run folder into a hidden folder in it; what else lies there stays."""
-    aside = folder / f"{_REPLACED}{_first_free(folder, _REPLACED + '{}')}"
-    aside.mkdir()
+    moving = folder / _REPLACING
+    moving.mkdir()
     for entry in sorted(folder.iterdir()):
         if is_written(entry.name) and not is_peoples_own(entry):
-            entry.rename(aside / entry.name)
+            entry.rename(moving / entry.name)
+    number = 1
+    while (aside := folder / f"{_REPLACED}{number}").exists():
+        number += 1
+    moving.rename(aside)
     logger.warning("%s held %s: it stands in %s until this run is whole, and is then deleted", folder, found, aside)
+
+
+def _put_back(folder: Path) -> None:
+    """Moves back what a killed start had put aside by half: nothing was written into its place yet."""
+    moving = folder / _REPLACING
+    if moving.is_dir():
+        for entry in sorted(moving.iterdir()):
+            if (there := folder / entry.name).is_dir():  # charts that somebody drew since
+                shutil.rmtree(there)
+            entry.rename(there)
+        moving.rmdir()
+        logger.warning("%s: a killed start was putting the run in it aside; it is back", folder)
 
 
 def remove_replaced(folder: Path) -> None:
@@ -106,16 +123,14 @@ def keep_older(folder: Path, config: str) -> None:
     former = folder / CONFIG
     if not former.is_file() or (former.read_text(encoding="utf-8") == config and not (folder / FINISHED).exists()):
         return
-    number = _first_free(folder, "config.{}.yaml", "metrics.{}.json")
-    former.rename(folder / f"config.{number}.yaml")
-    if (folder / FINISHED).exists():
-        (folder / FINISHED).rename(folder / f"metrics.{number}.json")
+    finished, number = folder / FINISHED, 1
+    while any(one.exists() and _numbered(one, number).exists() for one in (finished, former)):
+        number += 1
+    for one in (finished, former):  # the metrics first: alone they would be taken for those of the run that begins
+        if one.exists():
+            one.rename(_numbered(one, number))
     logger.info("%s: the config of what ran here before is kept as config.%s.yaml", folder, number)
 
 
-def _first_free(folder: Path, *patterns: str) -> int:
-    """Returns the least number from 1 that stands in none of the names in a folder."""
-    number = 1
-    while any((folder / pattern.format(number)).exists() for pattern in patterns):
-        number += 1
-    return number
+def _numbered(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}.{number}{file.suffix}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignlab.checkpoints import write_whole
 from alignlab.config import (
     AUTO,
     DECIDED,
@@ -78,7 +79,7 @@ class Sweep:
         folder = self.folder / "configs"
         folder.mkdir(parents=True, exist_ok=True)
         for run in self.runs:
-            (folder / f"{run.name}.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+            write_whole(folder / f"{run.name}.yaml", run.config.to_yaml())  # which a job may be reading now
 
     def config_file(self, run: SweepRun) -> Path:
         """Returns where ``write_configs`` writes the config of a run."""

@@ -20,6 +20,17 @@ def test_a_run_that_has_not_ended_is_read_from_its_newest_checkpoint(fake_run, t
     assert read_run(tmp_path / "run").step == 10
 
 
+def test_a_run_that_goes_on_where_a_shorter_one_ended_is_read_from_its_newest_checkpoint(fake_run, tmp_path):
+    """The shorter one's state stood for it until its last step, and a report said that nothing had happened."""
+    fake_run(tmp_path / "run", [{"step": 2, "loss": 1.0}])
+    (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
+    for step in (2, 3):
+        fake_run(tmp_path / "run" / f"checkpoint-{step}", [{"step": step, "loss": 1.0}])
+        assert read_run(tmp_path / "run").step == step
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    assert read_run(tmp_path / "run").step == 2
+
+
 def test_names_tell_runs_apart(fake_run, tmp_path):
     for name in ("x/dpo", "y/dpo"):
         fake_run(tmp_path / name, [{"step": 1, "loss": 1.0}])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
+from dying import Died, dies_at
 from making import make_rows
 
 from alignlab.cli import main
 from alignlab.config import load_config
+from alignlab.run import ending
+from alignlab.run.folder import is_done, keep_older
+from alignlab.run.inputs import input_digests
+from alignlab.run.machine import on_machine
 
 
 def told(*words: str) -> list[str]:
@@ -200,3 +206,59 @@ def test_a_full_disk_at_the_end_names_what_is_whole(folder: Path, capsys: pytest
     assert not [path.name for path in Path("run").iterdir() if "token" in path.name or "model" in path.name]
     assert main(told()) == 0
     assert len(model_bytes()) > 60_000
+
+
+# ---- killed on the way -----------------------------------------------------------------------------------------------
+
+
+def test_killed_while_a_run_is_put_aside_the_run_is_back(folder: Path) -> None:
+    """Half of it stayed in the folder, and a part of it, a merged model say, for good, beside what ran next."""
+    assert main(told("--learning_rate", "1e-3")) == 0
+    Path("run/merged").mkdir()
+    Path("run/merged/config.json").write_text("{}")
+    run, asked = Path("run"), ["--output_dir", "run", "--learning_rate"]
+    old, new = (on_machine(load_config("base.yaml", [*asked, rate])) for rate in ("1e-3", "1e-2"))
+    new.training["overwrite_output_dir"] = True
+    digests, names = input_digests(old), sorted(path.name for path in run.iterdir())
+    for number in itertools.count():
+        if not dies_at(number, lambda: is_done(new, run, digests)):
+            break
+        assert is_done(old, run, digests)
+        assert sorted(path.name for path in run.iterdir()) == names
+    assert number > len(names) - 2
+    assert [path.name for path in run.glob(".rep*")] == [".replaced-run-1"]
+    assert not [path.name for path in run.iterdir() if not path.name.startswith(".")]
+
+
+def test_killed_while_an_older_config_is_kept_its_metrics_are_not_taken_for_those_of_the_next(tmp_path: Path) -> None:
+    """With the config first, metrics of the shorter run stayed, and the longer one was taken for finished later on."""
+    for number in itertools.count():
+        run = tmp_path / str(number)
+        run.mkdir()
+        for name in ("config.yaml", "metrics.json"):
+            (run / name).write_text("old")
+        died = dies_at(number, lambda run=run: keep_older(run, "new"))
+        assert (run / "config.yaml").exists() or not (run / "metrics.json").exists()
+        keep_older(run, "new")
+        assert sorted(path.name for path in run.iterdir()) == ["config.1.yaml", "metrics.1.json"]
+        if not died:
+            break
+    assert number == 2
+
+
+def test_killed_before_its_card_a_longer_run_has_not_that_of_the_shorter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = ("--save_strategy", "steps", "--save_steps", "1", "--lr_scheduler_type", "constant")
+    longer = told(*saving, "--max_steps", "3", "--resume_from_checkpoint", "auto")
+    assert main(told(*saving)) == 0
+
+    def killed(folder: Path) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "_write_card", killed)
+        with pytest.raises(Died):
+            main(longer)
+    assert main(longer) == 0
+    assert "| max_steps | `3` |" in Path("run/README.md").read_text()
