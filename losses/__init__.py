@@ -3,7 +3,7 @@
 Never here: a model, a file or a collective: a loss sees tensors.
 """
 
-from ._base import Batch, Facts, Labelled, Listed, Loss, LossOutput, Metrics, Needs, Pairs, Totals
+from ._base import Batch, Facts, Labelled, Listed, Loss, LossOutput, Metrics, Needs, Pairs, Totals, bind
 from ._contract import CHECKS, check
 from ._papers import bibtex
 from ._registry import Description, build, describe, from_function, is_own, names
@@ -24,6 +24,7 @@ __all__ = [
     "Scored",
     "Totals",
     "bibtex",
+    "bind",
     "build",
     "check",
     "describe",

@@ -223,6 +223,28 @@ class Facts:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
+class BindError(ValueError):
+    """What keeps a loss from being trained on the data, under the dotted key of the loss that says so."""
+
+    def __init__(self, key: str, found: str) -> None:
+        super().__init__(f"{key}: {found}")
+        self.key, self.found = key, found
+
+
+def bind(key: str, loss: Loss, facts: Facts) -> None:
+    """Tells the loss that stands at ``key`` of the training data; a loss that holds others tells them likewise.
+
+    Raises:
+        BindError: it cannot be trained on; names the key, nested ones with all that they stand in.
+    """
+    try:
+        loss.bind(facts)
+    except BindError as error:
+        raise BindError(f"{key}.{error.key}", error.found) from None
+    except ValueError as error:
+        raise BindError(key, str(error)) from error
+
+
 class Loss(nn.Module):
     """A loss over a batch of scored completions.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Pairs, Totals, pairs_of
+from ._base import Batch, Facts, Loss, LossOutput, Pairs, Totals, bind, pairs_of
 from ._margin import margin_base
 from .dpo import DPO
 
@@ -19,7 +19,7 @@ class ShiftedLoss(Loss):
         self.needs = self.base.needs
 
     def bind(self, facts: Facts) -> None:
-        self.base.bind(facts)
+        bind("base", self.base, facts)
 
     def shift(self, pairs: Pairs) -> Tensor:
         """Returns by how much the margin of each row is to be exceeded, ``[N]``, without gradient."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Needs, Totals, pairs_of
+from ._base import Batch, Facts, Loss, LossOutput, Needs, Totals, bind, pairs_of
 from ._margin import MarginLoss, margin_base
 from ._scored import log_sigmoid
 from .dpo import DPO
@@ -60,7 +60,7 @@ class FDPO(Loss):
         self.alpha = {"reverse_kl": 1.0, "forward_kl": 0.0}.get(divergence, alpha)
 
     def bind(self, facts: Facts) -> None:
-        self.base.bind(facts)
+        bind("base", self.base, facts)
 
     def score(self, log_ratio: Tensor) -> Tensor:
         """Returns ``f(x) [N]``, without beta."""

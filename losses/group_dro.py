@@ -62,5 +62,8 @@ class GroupDRO(GroupRobust):
             )
 
     def _moved(self, totals: Totals) -> Tensor:
-        weights, shares = super()._moved(totals).exp(), self.group_rows / self.group_rows.sum()
+        log_weights = super()._moved(totals)
+        if self.min_var_weight == 0:
+            return log_weights  # their exponential may be 0, from where no weight comes back
+        weights, shares = log_weights.exp(), self.group_rows / self.group_rows.sum()
         return ((1 - self.min_var_weight) * weights + self.min_var_weight * shares).log()

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, bind
 from ._checks import check_interval, check_non_negative
 from ._rows import mean_metric, row_weights
 from ._scored import where_mask
@@ -117,7 +117,7 @@ class GroupRobust(Loss):
         if not facts.groups or empty:
             found = f"these groups have no rows: {empty}" if empty else "the rows carry none"
             raise ValueError(f"group_robust needs rows with a column 'group', each group with a row; {found}")
-        self.base.bind(facts)
+        bind("base", self.base, facts)
         self.group_names = tuple(facts.groups)
         self.group_rows = torch.tensor(list(facts.groups.values()), dtype=torch.float64)
         self.log_weights = self._initial_weights().log()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, pairs_of
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, bind, pairs_of
 from ._checks import check_non_negative
 from ._rows import row_metric
 from .dpo import DPO
@@ -55,7 +55,7 @@ class HyPO(Loss):
         return replace(base, ref_logps=True, online=True)
 
     def bind(self, facts: Facts) -> None:
-        self.base.bind(facts)
+        bind("base", self.base, facts)
 
     def totals(self, batch: Batch) -> Totals:
         return self.base.totals(batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Loss, LossOutput, Needs, Totals, pairs_of
+from ._base import Batch, Facts, Loss, LossOutput, Needs, Totals, bind, pairs_of
 from ._checks import check_non_negative
 from ._margin import margin_base
 from ._rows import row_metric
@@ -24,7 +24,7 @@ class MODPO(Loss):
     The other rewards are explicit (columns of the rows) or implicit, ``r_j = beta (log pi_j - log pi_ref)`` of a
     frozen scorer, with the same beta. What is equal for both completions of a prompt cancels; with margins of 0
     this is DPO with beta / w_1. The rewards reported are the whole brackets,
-    ``(1 / w_1) (beta * log-ratio - sum_j w_j r_j)``, as in the official code.
+    ``(1 / w_1) (r - sum_j w_j r_j)``, r the base's reward, of DPO ``beta * log-ratio``, as in the official code.
 
     Args:
         beta: of DPO where no base is given, > 0; 0.1 where nothing is given.
@@ -62,7 +62,7 @@ class MODPO(Loss):
 
     def bind(self, facts: Facts) -> None:
         """Takes the names of the explicit rewards for the metrics; raises ValueError if their number is wrong."""
-        self.base.bind(facts)
+        bind("base", self.base, facts)
         if len(facts.objectives) != self.needs.rewards:
             raise ValueError(
                 f"weights {list(self.weights)} with {len(self.needs.scorers)} scorers leave {self.needs.rewards}"
@@ -74,17 +74,20 @@ class MODPO(Loss):
         pairs = pairs_of(batch)
         chosen, rejected = self._other_rewards(pairs.chosen), self._other_rewards(pairs.rejected)
         weights = torch.tensor(self.weights[1:], dtype=chosen.dtype, device=chosen.device)
-        bracket_chosen = self.beta * pairs.chosen.log_ratios - chosen @ weights
-        bracket_rejected = self.beta * pairs.rejected.log_ratios - rejected @ weights
         others = (chosen - rejected) @ weights
         loss = self.base.of_margin((self.base.margin(pairs) - others) / self.weights[0])
+        own = self.base.output(pairs, loss)
+        assert own.chosen_rewards is not None
+        assert own.rejected_rewards is not None
+        bracket_chosen, bracket_rejected = (
+            own.chosen_rewards - chosen @ weights,
+            own.rejected_rewards - rejected @ weights,
+        )
         metrics = {"modpo/bracket": row_metric(bracket_chosen - bracket_rejected, batch)}
         for name, margin in zip(self.objectives, (chosen - rejected).unbind(-1), strict=True):
             metrics[f"objective/{name}/margins"] = row_metric(margin, batch)
             metrics[f"objective/{name}/agreement"] = row_metric((margin > 0).to(loss), batch)
-        return LossOutput(
-            loss, bracket_chosen.detach() / self.weights[0], bracket_rejected.detach() / self.weights[0], None, metrics
-        )
+        return LossOutput(loss, bracket_chosen / self.weights[0], bracket_rejected / self.weights[0], None, metrics)
 
     def _other_rewards(self, scored: Scored) -> Tensor:
         """Returns the rewards of the other objectives, ``[N, K - 1]``, detached: explicit ones, then implicit ones."""

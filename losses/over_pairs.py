@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._base import Batch, Facts, Listed, Loss, LossOutput, Needs, Pairs, Totals, lists_of
+from ._base import Batch, Facts, Listed, Loss, LossOutput, Needs, Pairs, Totals, bind, lists_of
 from ._rows import row_weights
 from ._scored import Scored, where_mask
 from .dpo import DPO
@@ -48,7 +48,7 @@ class OverPairs(Loss):
         scores = {
             name: facts.ranges["scores"] for name in ("score_chosen", "score_rejected") if "scores" in facts.ranges
         }
-        self.base.bind(replace(facts, ranges={**facts.ranges, **scores}))
+        bind("base", self.base, replace(facts, ranges={**facts.ranges, **scores}))
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> LossOutput:
         lists = lists_of(batch)

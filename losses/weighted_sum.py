@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals
+from ._base import Batch, Facts, Loss, LossOutput, Metrics, Needs, Totals, bind
 from ._rows import row_metric
 from .dpo import DPO
 from .sft import SFT
@@ -55,8 +55,8 @@ class WeightedSum(Loss):
         self.labels = _labels(parts)
 
     def bind(self, facts: Facts) -> None:
-        for part in self._parts():
-            part.bind(facts)
+        for j, part in enumerate(self._parts()):
+            bind(f"parts[{j}]", part, facts)
 
     def totals(self, batch: Batch) -> Totals:
         return {f"{j}.{n}": v for j, part in enumerate(self._parts()) for n, v in part.totals(batch).items()}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignlab import models
+from alignlab import losses, models
 from alignlab.checkpoints import load_loss, save_loss
 from alignlab.config import ModelOptions, PreferenceConfig
 from alignlab.evaluation import AnswerMetrics
@@ -92,7 +92,7 @@ class PreferenceTrainer(ResumableTrainer):
         self._told = describe_run(self.loss, args, options, peft_config)
         tokenizer = processing_class or models.load_tokenizer(options)
         self.data = TrainingData(self.loss.needs, args, tokenizer, train_dataset, eval_dataset)
-        self.loss.bind(self.data.facts)
+        losses.bind("loss", self.loss, self.data.facts)
         settle_devices(args)
         policy = build_policy(model, options, args, peft_config, self.data)
         check_token_ids(policy, tokenizer, [self.data.train, *self.data.evaluations()])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignlab import losses
-from alignlab.losses import _examples
+from alignlab.losses import Facts, _examples
 from alignlab.losses.dpo import DPO
 
 REFUSED = {
@@ -97,3 +97,30 @@ def test_a_loss_that_is_held_learns_of_the_data(name):
     loss = losses.build({"name": name, "base": base, **options})
     loss.bind(_examples.example_facts(loss.needs))
     assert base.rows == 100
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"name": "odpo"}, r"^loss: odpo needs score_chosen > score_rejected in every row, found a difference of -1$"),
+        (
+            {
+                "name": "weighted_sum",
+                "parts": ["dpo", {"name": "group_robust", "base": {"name": "hypo", "base": "odpo"}}],
+            },
+            r"^loss\.parts\[1\]\.base\.base: odpo needs ",
+        ),
+        (
+            {"name": "group_robust", "base": {"name": "modpo", "weights": [0.5, 0.5]}},
+            r"^loss\.base: weights \[0\.5, 0\.5\] with 0 scorers leave 1 explicit rewards, but the rows carry 0",
+        ),
+        ({"name": "over_pairs", "base": {"name": "odpo", "base": "hinge"}}, None),
+    ],
+)
+def test_what_data_do_not_allow_is_said_under_the_key_of_the_loss(spec, said):
+    facts = Facts(10, {"only": 10}, ranges={"score_gap": (-1.0, 1.0)} if said else {"scores": (0.0, 1.0)})
+    if said is None:
+        losses.bind("loss", losses.build(spec), facts)
+        return
+    with pytest.raises(ValueError, match=said):
+        losses.bind("loss", losses.build(spec), facts)

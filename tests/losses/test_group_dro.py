@@ -49,3 +49,15 @@ def test_plain_it_says_that_it_wants_strong_regularisation(facts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         losses.build("group_dro", group_size_correction=1.0).bind(facts)
+
+
+def test_a_group_whose_weight_is_nearly_nothing_comes_back(facts):
+    """By hand: log weights 0, -2000, -4000, and back. Their exponential is 0 in float64, from where none came back."""
+    loss = losses.build("group_dro", step_size=1.0)
+    loss.bind(facts)
+    ones = torch.ones(3, dtype=torch.float64)
+    there = torch.tensor([4000.0, 2000.0, 0.0], dtype=torch.float64)
+    loss.update({"group_counts": ones, "group_losses": there})
+    torch.testing.assert_close(loss.log_weights, there - 4000, rtol=0, atol=1e-9)
+    loss.update({"group_counts": ones, "group_losses": 4000 - there})
+    torch.testing.assert_close(loss.weights, ones / 3, rtol=0, atol=1e-9)

@@ -88,3 +88,12 @@ def test_bind_checks_the_columns():
         loss.bind(Facts(rows=1, objectives=("length",)))
     loss.bind(Facts(rows=1, objectives=("length", "tone")))
     assert loss.objectives == ("length", "tone")
+
+
+@pytest.mark.parametrize("base", ["dpo", "simpo", "alphapo", "sigmoid_norm", "ipo"])
+def test_one_objective_is_the_base_with_its_rewards(exact, base):
+    """Over a base with a margin of its own the rewards were DPO's, and so was what the log said of them."""
+    batch = exact.pairs()
+    found, expected = losses.build("modpo", base=losses.build(base), weights=[1.0])(batch), losses.build(base)(batch)
+    for name in ("loss", "chosen_rewards", "rejected_rewards"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-15)
