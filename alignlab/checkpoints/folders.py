@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Hidden names, which nobody takes for a checkpoint: transformers' get_last_checkpoint and rotation no more than we do.
 SAVING, REPLACED, DELETING = ".saving-", ".replaced-", ".deleting-"
+_ASIDE = re.compile(r"\..+\.new-[0-9a-f]{8}")  # what ``write_whole`` had not renamed yet
 _SHOWN = 3  # damaged files that a message names
 
 
@@ -117,6 +118,8 @@ def force_to_disk(path: Path) -> None:
 
 def clean(run_folder: Path) -> None:
     """Removes what killed saves and deletions left behind, and says so; call it under the run's lock, on one rank."""
+    for path in (one for one in run_folder.glob(".*.new-*") if _ASIDE.fullmatch(one.name)):
+        path.unlink(missing_ok=True)
     for path in sorted(run_folder.glob(".*-checkpoint-*")):
         kind, final = re.match(r"(\.[a-z]+-)(.*)", path.name).groups()  # type: ignore[union-attr]
         if kind not in (SAVING, REPLACED, DELETING, UNIVERSAL) or not CHECKPOINT.fullmatch(final):

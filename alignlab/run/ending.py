@@ -40,7 +40,7 @@ def ending(
     parts["environment.json"] = partial(write_json, folder / "environment.json", described)
     if config.model.merge_adapter:
         parts["merged"] = partial(_merge, trainer, folder / "merged")
-    parts[FINISHED] = partial(_finish, folder, metrics, [CARD, *([PAGE] if trainer.args.report else [])])
+    parts[FINISHED] = partial(_finish, trainer, metrics, [CARD, *([PAGE] if trainer.args.report else [])])
     if trainer.args.report:
         parts[PAGE] = partial(write_page, folder)
     parts[CARD] = partial(_write_card, folder)
@@ -49,17 +49,19 @@ def ending(
     return parts
 
 
-def _finish(folder: Path, metrics: Mapping[str, Any], to_come: Sequence[str]) -> None:
-    """Says that all before this is whole, so that what the run replaces may go.
+def _finish(trainer: PreferenceTrainer, metrics: Mapping[str, Any], to_come: Sequence[str]) -> None:
+    """Says that all before this is whole, so that what the run replaces may go, and checkpoints beyond the limit.
 
     Args:
         to_come: what is written yet; those of a shorter run are deleted, or a kill would leave them for this run's.
     """
+    folder = Path(trainer.args.output_dir)
     for path in (folder / name for name in to_come):
         if not is_peoples_own(path):
             path.unlink(missing_ok=True)
     write_json(folder / FINISHED, metrics)
     remove_replaced(folder)
+    trainer.rotate_checkpoints()
 
 
 def _merge(trainer: PreferenceTrainer, folder: Path) -> None:

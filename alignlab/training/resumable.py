@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
@@ -37,11 +36,12 @@ from alignlab.runtime import check_engine, compiled_layers, from_main, gathered,
 from .progress import use_progress
 from .resumption import ROWS_A_STEP, RunIdentity, apply_settings, compare, is_of_another_schedule, own_settings
 from .standstill import check_moves
+from .summed import SummedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class ResumableTrainer(Trainer):  # type: ignore[misc]
+class ResumableTrainer(SummedTrainer):
     """A ``transformers.Trainer`` with checkpoints that are complete, checked, or not there."""
 
     args: PreferenceConfig
@@ -187,9 +187,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """
         done: tuple[int, int] = super()._init_training_state(max_steps, num_update_steps_per_epoch, *rest)
         self.state.compute_steps(self.args, max_steps)
-        if any(one.key == ROWS_A_STEP for one in self.differences):
+        counts_anew = any(one.key == ROWS_A_STEP for one in self.differences)
+        checkpoint = rest[1]
+        self.read_sums(checkpoint, counts_anew)
+        if counts_anew:
             done = round(self.state.epoch), 0
             self.state.global_step = done[0] * num_update_steps_per_epoch
+        if checkpoint is not None and self.args.should_save:  # a killed run may have left one too many
+            self.rotate_checkpoints(Path(checkpoint).name, trial=rest[2])
         return done
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -213,6 +218,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 self._save_optimizer_and_scheduler(str(aside))
                 self._save_scaler(str(aside))
                 self._save_rng_state(str(aside))
+                self.save_sums(aside)
                 if self.args.should_save:
                     self.identity().write(aside)
             if self.state.best_global_step:
@@ -225,8 +231,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            best_name = Path(self.state.best_model_checkpoint or final).name
-            rotate(run_folder, self.args.save_total_limit, {final.name, best_name})
+            self.rotate_checkpoints(final.name, trial=trial)
+
+    def rotate_checkpoints(self, *keep: str, trial: Any = None) -> None:
+        """Deletes the oldest checkpoints beyond ``save_total_limit``; never the best one, nor those of these names."""
+        best = self.state.best_model_checkpoint
+        kept = {*keep, *([Path(best).name] if best else [])}
+        rotate(Path(self._get_output_dir(trial)), self.args.save_total_limit, kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model and tokenizer aside and puts them in place: a folder has a whole model or none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +116,25 @@ class MetricSums:
 
     def drain(self) -> dict[str, tuple[float, float]]:
         """Returns name -> (sum, count) as numbers, with one transfer, and starts anew."""
+        found, self._sums = self.numbers(), {}
+        return found
+
+    def numbers(self) -> dict[str, tuple[float, float]]:
+        """Returns name -> (sum, count) as numbers, with one transfer."""
         if not self._sums:
             return {}
         names, values = list(self._sums), torch.stack(list(self._sums.values())).tolist()
-        self._sums = {}
         return {name: (total, count) for name, (total, count) in zip(names, values, strict=True)}
+
+
+def added(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Returns the sums and counts of all parts."""
+    sums: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + total, before[1] + count)
+    return sums
 
 
 def means(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
@@ -129,12 +143,7 @@ def means(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     "rewards/margins" of labelled data, where no row is a pair, is the difference of the classes' means, and
     "group/worst_accuracy" the least of the groups' accuracies.
     """
-    sums: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, (total, count) in part.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + total, before[1] + count)
-    result = {name: total / count for name, (total, count) in sums.items() if count > 0}
+    result = {name: total / count for name, (total, count) in added(parts).items() if count > 0}
     if "rewards/margins" not in result and {"rewards/chosen", "rewards/rejected"} <= result.keys():
         result["rewards/margins"] = result["rewards/chosen"] - result["rewards/rejected"]
     accuracies = [value for name, value in result.items() if name.startswith("group/") and name.endswith("/accuracy")]

@@ -43,9 +43,8 @@ from .online import online_sampler
 from .record import describe_run
 from .resumable import ResumableTrainer
 from .resumption import RunIdentity
-from .row_metrics import MetricSums, SetMetrics, means, padding, row_metrics
+from .row_metrics import SetMetrics, padding, row_metrics
 from .sets import DataSource, TrainingData
-from .throughput import Throughput, peak_memory
 
 
 class PreferenceTrainer(ResumableTrainer):
@@ -127,8 +126,7 @@ class PreferenceTrainer(ResumableTrainer):
             policy, args, self.data.source_of, tokenizer, self.frozen, self.layout, self._autocast
         )
         self._loaders = Loaders(args, self.loss.needs, self.data, self.frozen, self.layout, pad)
-        self._sums, self._row_losses = MetricSums(), RowLosses()
-        self._throughput, self._guard_pending = Throughput(), False
+        self._row_losses, self._guard_pending = RowLosses(), False
         self._step = build_step(self.loss, policy, self.frozen, args, self._autocast, self._over_ranks)
         self._step.online = online_sampler(policy, self.data, args, pad, self.layout, self._autocast)
 
@@ -242,14 +240,6 @@ class PreferenceTrainer(ResumableTrainer):
             from_policy=self.frozen[REFERENCE].model.from_policy,
             stop=not self.args.allow_reference_mismatch,
         )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the metrics since the last log to a training log, reduced over ranks once."""
-        if "loss" in logs:
-            parts, peaks = zip(*gathered((self._sums.drain(), peak_memory())), strict=True)
-            logs |= {name: value for name, value in means(list(parts)).items() if name != "objective"}
-            logs |= self._throughput.lap(parts) | {"memory/peak_gb": max(peaks)}
-        super().log(logs, start_time)
 
     def identity(self) -> RunIdentity:
         """Returns what a checkpoint says of this run."""

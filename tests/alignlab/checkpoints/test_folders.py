@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dying import dies_at
 from transformers.trainer_utils import get_last_checkpoint
 
 from alignlab.checkpoints.folders import check, clean, holds_checkpoints, newest_good, problem, rotate, written_aside
+from alignlab.checkpoints.in_place import write_whole
 from alignlab.checkpoints.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 
 
@@ -184,3 +186,13 @@ def test_a_checkpoint_of_no_file_is_damaged(tmp_path: Path) -> None:
     empty = Manifest(step=1, ranks=1, zero_stage=None, resumable=True, created="2026", files={})
     write_manifest(tmp_path / "checkpoint-1", empty)
     assert problem(tmp_path / "checkpoint-1") == f"its {MANIFEST} names no file"
+
+
+def test_deaths_while_a_file_is_written_whole_leave_nothing_that_piles_up(tmp_path: Path) -> None:
+    mine = tmp_path / ".notes.new-draft"
+    mine.touch()
+    for number in range(3):
+        assert dies_at(0, lambda number=number: write_whole(tmp_path / "config.yaml", str(number)))
+    assert len(list(tmp_path.iterdir())) == 4
+    clean(tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dying import Died
 from making import make_model, make_rows
+from transformers import TrainerCallback
 
 from alignlab import losses
 from alignlab.checkpoints.folders import newest_good, problem
@@ -134,6 +137,59 @@ def test_save_total_limit_keeps_the_best_and_the_newest(tokenizer: Any, tmp_path
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
     for name in ("checkpoint-1", "checkpoint-5"):
         assert problem(tmp_path / name) is None
+
+
+class Killed(TrainerCallback):
+    """Ends a run at the end of a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Died
+
+
+def figures(run: Any) -> list[dict[str, float]]:
+    """Returns the log of training without what the clock and the machine say."""
+    timed = ("runtime", "per_second", "memory", "total_flos")
+    return [
+        {name: value for name, value in entry.items() if not any(one in name for one in timed)}
+        for entry in run.state.log_history
+    ]
+
+
+@pytest.mark.parametrize("killed_at", [5, 6])
+def test_a_resumed_run_logs_what_it_would_have_logged(killed_at: int, tokenizer: Any, tmp_path: Path) -> None:
+    """Logs fall between checkpoints: sums since the last log were lost, and train_loss was that of one start, or 0."""
+    times = {"max_steps": 6, "save_steps": 2, "logging_steps": 3}
+    whole = trainer(tokenizer, tmp_path / "whole", **times)
+    loss = whole.train().metrics["train_loss"]
+    first = trainer(tokenizer, tmp_path / "run", **times)
+    first.add_callback(Killed(killed_at))
+    with pytest.raises(Died):
+        first.train()
+    again = trainer(tokenizer, tmp_path / "run", **times)
+    assert again.train("auto").metrics["train_loss"] == pytest.approx(loss, rel=1e-6)
+    assert again.state.global_step == 6
+    for found, expected in zip(figures(again), figures(whole), strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    once_more = trainer(tokenizer, tmp_path / "run", **times).train("auto")
+    assert once_more.metrics["train_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_killed_before_the_oldest_checkpoint_went_it_goes_with_the_next_start(tokenizer: Any, tmp_path: Path) -> None:
+    options = {"save_total_limit": 1, "eval_strategy": "steps", "eval_steps": 1, "evaluation": make_rows(12)}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+    run = trainer(tokenizer, tmp_path, **options)
+    run.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-2")
+    again = trainer(tokenizer, tmp_path, **options)
+    again.train("auto")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    again.rotate_checkpoints()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_weights_that_are_not_numbers_are_not_saved(tokenizer: Any, tmp_path: Path) -> None:
