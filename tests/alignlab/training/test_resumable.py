@@ -139,7 +139,7 @@ def test_save_total_limit_keeps_the_best_and_the_newest(tokenizer: Any, tmp_path
         assert problem(tmp_path / name) is None
 
 
-class Killed(TrainerCallback):
+class Killed(TrainerCallback):  # type: ignore[misc]
     """Ends a run at the end of a step, as a kill would."""
 
     def __init__(self, step: int) -> None:
