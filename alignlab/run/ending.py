@@ -120,6 +120,5 @@ def write_page(folder: Path) -> None:
     try:
         with put_in_place(folder, "report", together=False) as aside:
             write_report(folder, aside / PAGE)
-        logger.info("report: %s", folder / PAGE)
     except Exception:
         logger.exception("%s: the run is complete, but its report could not be written", folder)
