@@ -10,6 +10,7 @@ from typing import Any
 from alignlab.answers import Made, file_digest
 from alignlab.cache import default_root, file_memory
 from alignlab.data import sources_digest
+from alignlab.models import base_path
 
 from .config import Ema, RoundsConfig
 
@@ -141,8 +142,14 @@ def model_digest(loop: RoundsConfig, round_: int) -> str:
 
 
 def content(path: str) -> str:
-    """Returns a hash of a file, or of all files of a folder; of what is neither (an id of the hub) its name."""
-    return sources_digest(path, file_memory(default_root())) if Path(path).exists() else path
+    """Returns a hash of a file, or of all files of a folder; of what is neither (an id of the hub) its name.
+
+    An adapter's has its base's behind it, which may lie elsewhere.
+    """
+    if not Path(path).exists():
+        return path
+    own, base = sources_digest(path, file_memory(default_root())), base_path(path)
+    return own if base == path else f"{own} {content(base)}"
 
 
 def judge_content(spec: str | dict[str, Any]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from alignlab.checkpoints import write_whole
 from alignlab.cli import main
@@ -276,6 +278,26 @@ def test_pairs_are_stale_where_another_judge_ranks_or_another_seed_draws(loop: A
         other = load_rounds(loop(**{"judge": {"one": one, "two": two}, **change}))
         with pytest.raises(ValueError, match=r"round-01/pair was made of something else \(pair: "):
             Stage(other, 1, "pair").is_done()
+
+
+def test_stages_are_stale_where_the_base_of_an_adapter_is_another(loop: Any, tmp_path: Path, model_path: Path) -> None:
+    """Of a judge and of the start: both may be adapters, whose base lies in another folder."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(model_path, base)
+    adapter.mkdir()
+    LoraConfig(base_model_name_or_path=str(base), task_type="CAUSAL_LM").save_pretrained(str(adapter))
+    asked = load_rounds(loop(start=str(adapter), judge={"one": str(adapter)}))
+    for name, key in (("sample", "model"), ("judge", "judges")):
+        stage = Stage(asked, 1, name)
+        stage.folder.mkdir(parents=True)
+        stage.made.finish([])
+        assert stage.is_done()
+        config = (base / "config.json").read_text()
+        (base / "config.json").write_text(config + " ")
+        with pytest.raises(ValueError, match=rf"round-01/{name} was made of something else \({key}: "):
+            stage.is_done()
+        (base / "config.json").write_text(config)
+        assert stage.is_done()
 
 
 def test_averages_need_whole_models_and_a_loss_that_reads_them(loop: Any) -> None:
