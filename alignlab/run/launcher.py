@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock
+
 from alignlab.checkpoints import SIGNALS, STOPPED_EARLY, StoppedEarly
 
 from .sweep import Sweep, SweepRun
@@ -60,15 +62,21 @@ def _own_process(run: SweepRun, sweep: Sweep) -> int:
     return run_process(train_command(sweep, run), run.folder / "train.log")
 
 
-def run_process(command: Sequence[str], log: Path) -> int:
+def run_process(command: Sequence[str], log: Path, held: FileLock | None = None) -> int:
     """Runs a command with its output behind that in a log, and hands signals on; returns the exit status.
 
     One that was told to stop and did not end well was stopped early, whatever its launcher makes of that.
+
+    Args:
+        held: a lock that the command holds, too, so that it stays taken where this process is killed.
     """
+    shared = [] if held is None else [held._context.lock_file_fd]
     log.parent.mkdir(parents=True, exist_ok=True)
     told = False
     with log.open("ab") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[one for one in shared if one is not None]
+        )
 
         def forward(number: int, frame: FrameType | None) -> None:
             nonlocal told

@@ -59,15 +59,15 @@ class Study:
 
     def __init__(self, search: Search) -> None:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+
+        from .journal import open_journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search, prune = search, search.prune
         search.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(search.folder / ".study.lock", thread_local=False)
         with self.lock:
-            self._storage = JournalStorage(JournalFileBackend(str(search.folder / JOURNAL)))
+            self._storage = open_journal(search.folder / JOURNAL)
             self._study = optuna.create_study(
                 storage=self._storage,
                 sampler=self._sampler(0),

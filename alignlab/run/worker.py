@@ -64,7 +64,7 @@ def _run(search: Search, study: Study, taken: Taken, in_process: bool) -> tuple[
         return study.fail(number, str(error)), False
     search.config_file(number).parent.mkdir(exist_ok=True)
     write_whole(search.config_file(number), run.config.to_yaml())
-    status, reason = _in_process(search, number) if in_process else _own_process(search, number, run.folder)
+    status, reason = _in_process(search, number) if in_process else _own_process(search, taken, run.folder)
     if status == STOPPED_EARLY:
         study.stopped(number)
         return f"told to stop in trial {number}; the same command goes on", None
@@ -72,10 +72,10 @@ def _run(search: Search, study: Study, taken: Taken, in_process: bool) -> tuple[
     return (told, True) if told else (study.fail(number, reason), False)
 
 
-def _own_process(search: Search, number: int, folder: Path) -> tuple[int, str]:
+def _own_process(search: Search, taken: Taken, folder: Path) -> tuple[int, str]:
     launcher = shlex.split(search.launcher) or [sys.executable, "-m"]
-    command = [*launcher, "alignlab", "sweep", str(search.file), "--trial", str(number)]
-    status = run_process(command, folder / "train.log")
+    command = [*launcher, "alignlab", "sweep", str(search.file), "--trial", str(taken.number)]
+    status = run_process(command, folder / "train.log", taken.held)
     return status, f"status {status}: {folder / 'train.log'}"
 
 

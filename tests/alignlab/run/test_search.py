@@ -3,9 +3,12 @@
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +17,7 @@ import pytest
 from alignlab.cli import main
 from alignlab.config.parser import read_yaml, write_yaml
 from alignlab.run import trial as trials
+from alignlab.run.launcher import run_process
 from alignlab.run.search import load_search
 from alignlab.run.study import Study
 from alignlab.run.worker import run_search
@@ -172,6 +176,54 @@ def test_two_workers_hold_two_trials_and_a_dead_ones_goes_on(ask):
     assert second.take() is None
     assert states(search) == [(0, "FAIL"), (1, "RUNNING")]
     assert second.table()["trials"][0]["note"] == "its worker died 3 times"
+
+
+def test_a_trial_stays_taken_while_the_run_that_its_killed_worker_began_is_starting(ask):
+    """Before it had imported all it needs and held its folder, another worker began the trial a second time.
+
+    One of the two then found the folder taken, and the trial was said to have failed.
+    """
+    search = load_search(ask())
+    worker = os.fork()
+    if not worker:
+        try:
+            taken = Study(search).take()
+            code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+            run_process([sys.executable, "-c", code], Path("run.log"), taken.held)
+        finally:
+            os._exit(1)
+    while not (log := Path("run.log")).is_file() or not log.read_text().endswith("\n"):
+        time.sleep(0.01)
+    run = psutil.Process(int(log.read_text()))
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    try:
+        other = Study(search).take()
+        assert other.number == 1
+        other.held.release()
+    finally:
+        run.kill()
+    while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    again = Study(search).take()
+    assert again.number == 0
+    again.held.release()
+
+
+@pytest.mark.parametrize("left", ['{"op_code": 8, "tri', '{"op_code"'])
+def test_half_a_line_of_the_journal_is_cut_off_before_the_next_is_written(ask, left, caplog):
+    """A full disk or a death in the middle of a write leaves it; with the next line it made one that nobody reads."""
+    search = load_search(ask())
+    study = Study(search)
+    taken = study.take()
+    study.report(taken.number, 1, 0.5, last=False)
+    with (search.folder / "study.journal").open("a") as journal:
+        journal.write(left)
+    study.report(taken.number, 2, 0.25, last=False)
+    taken.held.release()
+    (trial,) = Study(search).trials()
+    assert trial.intermediate_values == {1: 0.5, 2: 0.25}
+    assert "its last line was written by half, and is cut off" in caplog.text
 
 
 def test_another_search_in_the_folder_is_refused_and_more_trials_are_not(ask):
