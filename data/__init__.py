@@ -12,7 +12,7 @@ from .formats import parse_row
 from .holdout import hold_out
 from .identity import file_hash, rows_digest, sources_digest
 from .keys import content_key, keys_of
-from .lengths import LIST, lengths, list_lengths, list_sizes, row_tokens
+from .lengths import LIST, lengths, list_lengths, list_sizes, longest_text, row_tokens
 from .options import DataOptions
 from .page import write_page
 from .prepare import Prepared, prepare
@@ -74,6 +74,7 @@ __all__ = [
     "lengths",
     "list_lengths",
     "list_sizes",
+    "longest_text",
     "open_rows",
     "open_sources",
     "parse_row",

@@ -20,6 +20,21 @@ def row_tokens(dataset: Any, fields: Sequence[str]) -> Counts:
     return sum((lengths(dataset, field) for field in fields), start=lengths(dataset, "prompt"))
 
 
+def longest_text(dataset: Any, fields: Sequence[str]) -> int:
+    """Returns the tokens of the longest prompt together with one of its completions; 0 without rows."""
+    if not len(dataset):
+        return 0
+    after = np.zeros(len(dataset), np.int64)
+    for field in fields:
+        if field == LIST:
+            sizes = list_sizes(dataset)
+            own = np.maximum.reduceat(list_lengths(dataset), np.cumsum(sizes) - sizes)
+        else:
+            own = lengths(dataset, field)
+        after = np.maximum(after, own)
+    return int((lengths(dataset, "prompt") + after).max())
+
+
 def lengths(dataset: Any, field: str) -> Counts:
     """Returns how many tokens each row has of ``field``, ``[N]`` int64.
 

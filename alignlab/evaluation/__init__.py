@@ -3,6 +3,7 @@
 Never here: the trainer, or a change to a weight.
 """
 
+from .drawing import first_of_each_prompt
 from .figures import flat
 from .harness import HarnessOptions, run_harness
 from .in_training import AnswerMetrics
@@ -16,6 +17,7 @@ __all__ = [
     "HarnessOptions",
     "SampleAnswers",
     "evaluate",
+    "first_of_each_prompt",
     "flat",
     "log_likelihoods",
     "run_harness",

@@ -11,6 +11,7 @@ import orjson
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from alignlab import models
 from alignlab.checkpoints import write_whole
 from alignlab.runtime import is_main, unwrap
 from alignlab.sampling import end_tokens, sample_answers, texts
@@ -42,10 +43,10 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         places = first_of_each_prompt(dataset, count) if count else []
         prompts = [dataset[place]["prompt_ids"] for place in places]
-        room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        self.prompts = [one for one in prompts if room is None or len(one) < room]
+        room = models.room_of(model)
+        self.prompts = [one for one in prompts if room is None or len(one) < room.tokens]
         longest = max(map(len, self.prompts), default=0)
-        self.max_new_tokens = MAX_NEW_TOKENS if room is None else min(MAX_NEW_TOKENS, room - longest)
+        self.max_new_tokens = MAX_NEW_TOKENS if room is None else min(MAX_NEW_TOKENS, room.tokens - longest)
         self.tokenizer, self.path = tokenizer, folder / FILE
         self.rows: list[dict[str, Any]] = []
         try:

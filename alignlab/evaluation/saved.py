@@ -17,13 +17,23 @@ from torch import nn
 from alignlab import models
 from alignlab.cache import PreparedSets, default_root
 from alignlab.config import Dtype, ModelOptions
-from alignlab.data import DataOptions, DataReport, TextReader, kind_of, open_sources, reading_options
+from alignlab.data import (
+    LIST,
+    DataOptions,
+    DataReport,
+    TextReader,
+    kind_of,
+    lengths,
+    longest_text,
+    open_sources,
+    reading_options,
+)
 from alignlab.judges import Judge, build_judge
 from alignlab.runtime import describe_environment, workers_of_a_rank
 from alignlab.scoring import choose_layout
 
 from .answers import AnswerRow, answer_rows, judge_answers
-from .drawing import Sampling
+from .drawing import Sampling, first_of_each_prompt
 from .figures import answer_figures, pair_figures
 from .lists import ListRow, list_figures, score_lists
 from .pairs import PairRow, score_pairs
@@ -106,6 +116,7 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
         policy = _load(options, options.model, state.device)
     with _named("--reference"):
         reference = None if options.reference is None else _load(options, options.reference, state.device)
+    _check_rooms(options, [one for one in (policy, reference) if one is not None], prepared.dataset, are_lists)
     pad = models.pad_token_id(tokenizer)
     mode = choose_layout(options.layout, [one for one in (policy, reference) if one is not None], pad)
     say(f"{prepared.report.summary()}; scoring {len(prepared.dataset)} {data.kind}")
@@ -126,6 +137,17 @@ def evaluate(options: EvalOptions, say: Callable[[str], None] = lambda _: None) 
     result = _result(options, prepared.report, pairs, answers, judge, lists)
     _write(options, result, {"list": lists, "pair": [] if lists else pairs, "answer": answers})
     return result
+
+
+def _check_rooms(options: EvalOptions, loaded: list[nn.Module], dataset: Any, are_lists: bool) -> None:
+    """Refuses rows and answers that a model has no positions for."""
+    longest = longest_text(dataset, (LIST,) if are_lists else ("chosen", "rejected"))
+    first = first_of_each_prompt(dataset, options.generate) if options.generate else []
+    answers = int(lengths(dataset, "prompt")[first].max(initial=0)) + options.max_new_tokens
+    for one in loaded:
+        models.check_room(one, longest, "--max_length", "the longest row has")
+        if options.generate:
+            models.check_room(one, answers, "--max_new_tokens", "prompts and answers have up to")
 
 
 def _evaluate_rewards(options: EvalOptions, outputs: int, state: PartialState, say: Callable[[str], None]) -> Result:

@@ -18,6 +18,7 @@ from .adapters import (
 )
 from .load import load_model, load_tokenizer, pad_token_id, saved_folder, torch_dtype
 from .quantised import guard_quantised, is_quantised
+from .room import check_room, room_of
 from .shapes import architecture, known_shapes, shrunk, write_tiny
 from .value_heads import check_task, outputs_of, reading_of, save_reading, settle_reading
 
@@ -27,6 +28,7 @@ __all__ = [
     "architecture",
     "base_path",
     "check_adapter",
+    "check_room",
     "check_task",
     "disable_dropout",
     "guard_quantised",
@@ -43,6 +45,7 @@ __all__ = [
     "peft_options",
     "reading_of",
     "refuse_unrepeatable",
+    "room_of",
     "save_as_plain",
     "save_reading",
     "saved_folder",

@@ -43,7 +43,8 @@ class Policy:
         self.model: nn.Module = model if models.is_quantised(model) else model.to(device)
         self.ends, self.pad = end_tokens(self.model, self.tokenizer), models.pad_token_id(self.tokenizer)
         self.tokens = int(getattr(model.get_input_embeddings(), "num_embeddings", len(self.tokenizer)))
-        self.room: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        room = models.room_of(model)
+        self.room: int | None = None if room is None else room.tokens
 
     @cached_property
     def _layout(self) -> tuple[Mode, Any]:

@@ -14,7 +14,8 @@ from transformers.trainer_utils import set_seed
 
 from alignlab import losses, models
 from alignlab.config import ModelOptions, PreferenceConfig, check_places
-from alignlab.data import Mode
+from alignlab.data import Mode, lengths, longest_text
+from alignlab.evaluation import first_of_each_prompt
 from alignlab.losses import Loss, Needs
 from alignlab.reference import REFERENCE, Frozen, ReferenceSync, check_sync
 from alignlab.runtime import FULL_FP32, Numerics, check_one_device, numerics_of, product_error, set_matmul_precision
@@ -91,7 +92,23 @@ def check_given(model: Any, args: Any, ref_model: Any, others: Mapping[str, Any]
             raise ValueError(f"{name}: not taken here: {instead}")
 
 
-def check_token_ids(policy: nn.Module, tokenizer: Any, sets: Sequence[Any]) -> None:
+def check_rows(policy: nn.Module, tokenizer: Any, args: PreferenceConfig, data: TrainingData) -> None:
+    """Refuses rows that the model cannot read: ids without an embedding, texts and answers that outgrow its positions.
+
+    Raises:
+        ValueError: names the key, what was found and what the model has.
+    """
+    sets = [one for one in (data.train, *data.evaluations()) if one is not None]
+    _check_token_ids(policy, tokenizer, sets)
+    longest = max((longest_text(one, data.fields) for one in sets), default=0)
+    models.check_room(policy, longest, "max_length", "the longest row has")
+    for one in data.evaluations() if args.eval_generations else ():
+        prompts = lengths(one, "prompt")[first_of_each_prompt(one, args.eval_generations)]
+        most = int(prompts.max(initial=0)) + args.eval_max_new_tokens
+        models.check_room(policy, most, "eval_max_new_tokens", "prompts and answers have up to")
+
+
+def _check_token_ids(policy: nn.Module, tokenizer: Any, sets: Sequence[Any]) -> None:
     """Refuses rows with token ids that the model has no embedding for, as where its tokenizer was enlarged.
 
     Raises:
@@ -101,7 +118,7 @@ def check_token_ids(policy: nn.Module, tokenizer: Any, sets: Sequence[Any]) -> N
     size = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
     if size is None or len(tokenizer) <= size:
         return
-    largest = max((_largest_id(one) for one in sets if one is not None), default=-1)
+    largest = max(map(_largest_id, sets), default=-1)
     if largest >= size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {size}: the rows hold token id "

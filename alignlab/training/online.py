@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from alignlab import models
 from alignlab.config import PreferenceConfig
 from alignlab.data import Mode, ScoredSequence, layout_fields, lengths
 from alignlab.runtime import uncompiled, unwrap, zero_stage
@@ -103,12 +104,12 @@ def online_sampler(
 
 def _check_room(model: nn.Module, data: TrainingData, most: int) -> None:
     """Refuses answers that would outgrow the model, which fails on some step or goes where it was never trained."""
-    config = getattr(unwrap(model), "config", None)
-    room = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    room = models.room_of(model)
     sets = [one for one in (data.train, *data.evaluations()) if one is not None and len(one)]
     longest = max((int(lengths(one, "prompt").max()) for one in sets), default=0)
-    if room is not None and longest + most > room:
+    if room is not None and longest + most > room.tokens:
+        left = f"expected at most {room.tokens - longest}, found {most}" if longest < room.tokens else "none is left"
         raise ValueError(
-            f"online_max_new_tokens: the longest prompt has {longest} tokens and the model takes {room}; expected at "
-            f"most {max(0, room - longest)}, found {most}; or cut prompts by max_length"
+            f"online_max_new_tokens: the longest prompt has {longest} tokens and the model takes {room.tokens}; "
+            f"{left}; or cut prompts by max_length"
         )

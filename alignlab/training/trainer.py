@@ -30,7 +30,7 @@ from .assembly import (
     build_step,
     build_sync,
     check_given,
-    check_token_ids,
+    check_rows,
     settle_devices,
     settle_options,
     shared_layout,
@@ -94,7 +94,7 @@ class PreferenceTrainer(ResumableTrainer):
         losses.bind("loss", self.loss, self.data.facts)
         settle_devices(args)
         policy = build_policy(model, options, args, peft_config, self.data)
-        check_token_ids(policy, tokenizer, [self.data.train, *self.data.evaluations()])
+        check_rows(policy, tokenizer, args, self.data)
         super().__init__(
             model=policy,
             args=args,

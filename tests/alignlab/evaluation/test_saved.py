@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from making import make_model, make_rows, make_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from alignlab.cli import main
 from alignlab.cli.evaluate import _parser, read_judge
@@ -200,3 +201,20 @@ def test_the_page_explains_every_figure(folder: Path, tmp_path: Path) -> None:
                 assert f"`{section}/" in PAGE or f"`{section}`" in PAGE, section
     for name in LOGGED:
         assert name in PAGE.split("## During training")[1], name
+
+
+def test_rows_and_answers_that_outgrow_a_table_of_positions_are_refused(folder: Path, tmp_path: Path) -> None:
+    """They ended in an IndexError, after an hour of scoring where the longest row stood last."""
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "table")
+    make_tokenizer().save_pretrained(tmp_path / "table")
+    asked: dict[str, Any] = {"model": str(tmp_path / "table"), "data": str(folder / "rows.jsonl")}
+    with pytest.raises(
+        ValueError, match=r"^--max_new_tokens: prompts and answers have up to \d+ tokens, and the model"
+    ):
+        evaluate(EvalOptions(**asked, generate=2, max_new_tokens=48, max_length=48))
+    config.n_positions = 16
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "table")
+    said = r"^--max_length: the longest row has \d+ tokens, .* positions for 16, in a table"
+    with pytest.raises(ValueError, match=said):
+        evaluate(EvalOptions(**asked))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from making import make_model, make_rows
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from alignlab.config import PreferenceConfig
 from alignlab.runtime import FULL_FP32, product_error
@@ -91,3 +91,27 @@ def test_no_dropout_is_left_where_none_is_asked_for(tokenizer: Any, tmp_path: Pa
     assert torch.equal(run.model.train()(ids).logits, run.model.eval()(ids).logits)
     kept = trainer(tokenizer, tmp_path / "kept", make_model(attention_dropout=0.5), disable_dropout=False)
     assert [layer.self_attn.attention_dropout for layer in kept.model.model.layers] == [0.5, 0.5]
+
+
+def test_rows_and_answers_that_outgrow_a_table_of_positions_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """An IndexError in some step, or a device that asserts; rows of lists count by their longest completion."""
+    config = GPT2Config(
+        vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1, pad_token_id=0
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(
+        ValueError, match=r"^max_length: the longest row has \d+ tokens, and the model has positions for 16"
+    ):
+        trainer(tokenizer, tmp_path, model)
+    lists = [{"prompt": "a red cat", "completions": ["a", "a dog " * 16, "a bird"], "scores": [1.0, 0.5, 0.2]}]
+    args = PreferenceConfig(str(tmp_path), max_steps=1, save_strategy="no", disable_tqdm=True)
+    with pytest.raises(
+        ValueError, match=r"^max_length: the longest row has \d+ tokens, and the model has positions for 16"
+    ):
+        PreferenceTrainer(model, args, "plackett_luce", lists, None, tokenizer)
+    args = PreferenceConfig(str(tmp_path), max_length=16, eval_generations=1, save_strategy="no", disable_tqdm=True)
+    message = (
+        r"^eval_max_new_tokens: prompts and answers have up to \d+ tokens, and the model has positions for 16, in a"
+    )
+    with pytest.raises(ValueError, match=message):
+        PreferenceTrainer(model, args, "dpo", make_rows(8), 2, tokenizer)
