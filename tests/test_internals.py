@@ -1,7 +1,7 @@
 """What of other packages is overridden or reached into, held against tests/internals.json: what moves has a name.
 
-`python tests/test_internals.py` writes the file anew, after somebody has looked at what moved. What the lowest version that
-is allowed has otherwise stands under "older", by hand.
+`python tests/test_internals.py` writes the file anew, after somebody has looked at what moved. What the lowest version
+that is allowed has otherwise stands under "older", by hand.
 """
 
 from __future__ import annotations
