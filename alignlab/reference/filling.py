@@ -79,7 +79,8 @@ class CacheFiller:
             )
             self._score(frozen, store, todo, places)
             self.ranks.wait_for_everyone()
-        store.refresh()
+            store.refresh()  # under the lock: what is open is not deleted any more
+            self.ranks.wait_for_everyone()
         left = len(_missing(store, places, frozen))
         if left:
             raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab import models
-from alignlab.checkpoints import is_peoples_own, put_in_place
+from alignlab.checkpoints import is_peoples_own, put_in_place, write_whole
 from alignlab.config import PreferenceConfig, RunConfig
 from alignlab.evaluation import SampleAnswers
 from alignlab.runtime import describe_engine, describe_environment
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 LOCAL = [".*", "_*", "checkpoint-*", "logs/*", "runs/*", "training_args.bin", "trackers.json", "rejected_rows.jsonl"]
 _UNFILLED = "# Model Card for Model ID"  # what PEFT writes beside an adapter
 STATE, PAGE, CARD = "trainer_state.json", "report.html", "README.md"
+_PUSHED = ".pushed"  # says where the run was uploaded to
 
 
 def ending(
@@ -45,7 +46,7 @@ def ending(
         parts[PAGE] = partial(write_page, folder)
     parts[CARD] = partial(_write_card, folder)
     if trainer.args.push_to_hub:
-        parts["the hub"] = partial(_push, trainer, folder)
+        parts["the hub"] = partial(_push, folder, trainer.args, trainer.hub_model_id)
     return parts
 
 
@@ -56,7 +57,7 @@ def _finish(trainer: PreferenceTrainer, metrics: Mapping[str, Any], to_come: Seq
         to_come: what is written yet; those of a shorter run are deleted, or a kill would leave them for this run's.
     """
     folder = Path(trainer.args.output_dir)
-    for path in (folder / name for name in to_come):
+    for path in (folder / name for name in (*to_come, _PUSHED)):
         if not is_peoples_own(path):
             path.unlink(missing_ok=True)
     write_json(folder / FINISHED, metrics)
@@ -69,18 +70,23 @@ def _merge(trainer: PreferenceTrainer, folder: Path) -> None:
         models.merge_adapter(trainer.model, aside, trainer.processing_class)
 
 
-def _push(trainer: PreferenceTrainer, folder: Path) -> None:
+def _push(folder: Path, args: PreferenceConfig, place: str = "") -> None:
     """Uploads the folder of the finished run, without checkpoints, as one commit.
+
+    Args:
+        place: the repository; empty where nothing was trained, and it is not known whether there is one.
 
     Raises:
         OSError: it could not be uploaded; the run itself is whole.
     """
-    from huggingface_hub import upload_folder
+    from huggingface_hub import create_repo, upload_folder
 
-    args = trainer.args
+    name = place or args.hub_model_id or folder.absolute().name
     try:
+        if not place:
+            name = create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True).repo_id
         done = upload_folder(
-            repo_id=trainer.hub_model_id,
+            repo_id=name,
             folder_path=folder,
             commit_message="Model trained by alignlab",
             token=args.hub_token,
@@ -88,18 +94,22 @@ def _push(trainer: PreferenceTrainer, folder: Path) -> None:
             ignore_patterns=LOCAL,
         )
     except Exception as error:
-        again = f"hf upload {trainer.hub_model_id} {folder}"
-        raise OSError(f"{trainer.hub_model_id} was not uploaded ({error}); {again} does it") from error
+        again = f"hf upload {name} {folder}"
+        raise OSError(f"{name} was not uploaded ({error}); {again} does it") from error
     logger.info("on the hub: %s", done.commit_url)
+    write_whole(folder / _PUSHED, f"{done.commit_url}\n")
 
 
 def write_missing(folder: Path, args: PreferenceConfig) -> None:
-    """Writes what a finished run lacks that was killed between its last file and its report or its card."""
+    """Writes what a finished run lacks that was killed between its last file and its report, card or upload."""
     if args.report and not (folder / PAGE).is_file():
         write_page(folder)
     card = folder / CARD
     if not card.is_file() or _UNFILLED in card.read_text(encoding="utf-8", errors="replace"):
         _write_card(folder)
+    if args.push_to_hub and not (folder / _PUSHED).is_file():
+        logger.warning("%s: nothing says that this run was uploaded; it is now", folder)
+        _push(folder, args)
 
 
 def _write_card(folder: Path) -> None:

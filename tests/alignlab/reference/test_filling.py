@@ -14,6 +14,7 @@ import pytest
 from making import make_model, make_rows, make_tokenizer
 
 from alignlab import PreferenceConfig, PreferenceTrainer
+from alignlab.cache import cache_prune
 from alignlab.cache.lock import WriterLock, lock_path
 
 SHARD = 8
@@ -187,3 +188,23 @@ def make_trainer_fingerprint(folder: Path) -> str:
     store = run.frozen["reference"].store
     assert store is not None
     return store.fingerprint
+
+
+def test_scores_that_are_pruned_as_soon_as_the_lock_is_free_are_those_of_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were opened after the lock, and the run ended with a word on folders that ranks do not share."""
+    release, pruned = WriterLock.release, []
+
+    def pruning(lock: WriterLock) -> None:
+        release(lock)
+        if lock.work.startswith("scoring"):
+            pruned.extend(cache_prune(tmp_path / "cache", max_gb=0))
+
+    monkeypatch.setattr(WriterLock, "release", pruning)
+    args = PreferenceConfig(
+        output_dir=str(tmp_path / "run"), score_cache_dir=str(tmp_path / "cache"), disable_tqdm=True
+    )
+    run = PreferenceTrainer(make_model(), args, "dpo", make_rows(4), None, make_tokenizer())
+    assert run.frozen["reference"].forwards == len(run.frozen["reference"].store) == 8
+    assert len(pruned) == 1

@@ -7,6 +7,8 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dying import Died, dies_at
@@ -262,3 +264,32 @@ def test_killed_before_its_card_a_longer_run_has_not_that_of_the_shorter(
             main(longer)
     assert main(longer) == 0
     assert "| max_steps | `3` |" in Path("run/README.md").read_text()
+
+
+def test_killed_while_it_is_uploaded_a_run_is_uploaded_by_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for finished, with status 0, and never got to the hub."""
+    calls: list[str] = []
+
+    def upload(repo_id: str, **options: Any) -> Any:
+        calls.append(repo_id)
+        if len(calls) == 1:
+            raise Died
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}")
+
+    def place(name: str, **options: Any) -> Any:
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def init(trainer: Any, *args: Any, **options: Any) -> None:
+        trainer.hub_model_id, trainer.push_in_progress = "me/run", None
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", init)
+    monkeypatch.setattr("huggingface_hub.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.create_repo", place)
+    pushed = told("--push_to_hub", "true", "--hub_strategy", "end")
+    with pytest.raises(Died):
+        main(pushed)
+    for _ in range(2):
+        assert main(pushed) == 0
+        assert calls == ["me/run"] * 2
