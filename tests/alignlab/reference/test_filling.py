@@ -206,5 +206,7 @@ def test_scores_that_are_pruned_as_soon_as_the_lock_is_free_are_those_of_this_ru
         output_dir=str(tmp_path / "run"), score_cache_dir=str(tmp_path / "cache"), disable_tqdm=True
     )
     run = PreferenceTrainer(make_model(), args, "dpo", make_rows(4), None, make_tokenizer())
-    assert run.frozen["reference"].forwards == len(run.frozen["reference"].store) == 8
+    frozen = run.frozen["reference"]
+    assert frozen.store is not None
+    assert frozen.forwards == len(frozen.store) == 8
     assert len(pruned) == 1
