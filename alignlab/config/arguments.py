@@ -275,6 +275,10 @@ def _check_reporters(names: Any) -> None:
     """Refuses a reporter that transformers does not know, or whose package is not installed."""
     others = {"comet_ml": "comet", "azure_ml": "azureml", "flyte": "flytekit"}
     for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"report_to: {name} stands there twice, and would be told everything twice")
+        if name in ("none", "all"):
+            raise ValueError(f"report_to: {name} stands alone, found {names}")
         if name not in integration_utils.INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(integration_utils.INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to: there is no {name!r}; allowed are none, all, {known}")

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from alignlab.config import (
 
 KEYS = ("config", "output_dir", "set", "runs", "grid", "launcher")
 _LONGEST_NAME = 120
+_FILE = re.compile(rf"(?!configs$)[^./\\\x00-\x1f][^/\\\x00-\x1f]{{,{_LONGEST_NAME - 1}}}")
 # What may differ between a run as it was and as the sweep says: how far it is, where it is, what is said of it.
 NOT_THE_RUN = (
     *("output_dir", "resume_from_checkpoint", "run_name", "logging_dir"),
@@ -141,15 +142,31 @@ def _checked(path: Path) -> _File:
         if key in values and not isinstance(values[key], kind):
             named = {dict: "a mapping", list: "a list of mappings", str: "text"}[kind]
             raise ValueError(f"{path}: {key}: expected {named}, found {values[key]!r}")
+    for where, keys in _said(values):
+        for key in keys:
+            if not isinstance(key, str) or key == "output_dir":
+                why = "each run has a folder of its own in the sweep's" if key == "output_dir" else "a key is text"
+                raise ValueError(f"{path}: {where}.{key}: {why}")
     for key, choices in values.get("grid", {}).items():
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"{path}: grid.{key}: expected a list of values, found {choices!r}")
     for index, one in enumerate(values.get("runs", [])):
         if not isinstance(one, dict):
             raise ValueError(f"{path}: runs[{index}]: expected a mapping of keys to values, found {one!r}")
+        if (name := one.get("name")) is not None and (not isinstance(name, str) or not _FILE.fullmatch(name)):
+            raise ValueError(
+                f"{path}: runs[{index}].name: expected a name for a folder of at most {_LONGEST_NAME} characters, "
+                f"without / and no dot in front, other than configs; found {name!r}"
+            )
     if values.get("runs") == []:
         raise ValueError(f"{path}: runs: an empty list; leave the key out to run the grid alone")
     return _File(**values)
+
+
+def _said(values: Values) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yields the keys that a sweep's file sets, by where they stand."""
+    yield from ((name, values.get(name, {})) for name in ("set", "grid"))
+    yield from ((f"runs[{index}]", one) for index, one in enumerate(values.get("runs", [])) if isinstance(one, dict))
 
 
 def make_run(where: str, base: Values, layers: list[Values], own: Values, folder: Path, name: str) -> SweepRun:

@@ -177,14 +177,17 @@ def _each(tell: Callable[[str], Any], folder: Path, *names: str) -> None:
 
 def _known(folder: Path, name: str) -> str | None:
     """Returns the id of the tracker's run that an earlier start of this run opened, or None."""
-    try:
-        known = json.loads((folder / IDS).read_text(encoding="utf-8")).get(name)
-    except (OSError, ValueError):
-        return None
+    known = _held(folder).get(name)
     return known if isinstance(known, str) else None
 
 
+def _held(folder: Path) -> dict[str, Any]:
+    try:
+        held = json.loads((folder / IDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
 def _remember(folder: Path, name: str, value: str) -> None:
-    path = folder / IDS
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**held, name: value})
+    write_json(folder / IDS, {**_held(folder), name: value})

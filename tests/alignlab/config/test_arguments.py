@@ -61,3 +61,14 @@ def test_impossible_options_are_refused_from_python_too(tmp_path):
         PreferenceConfig(output_dir=str(tmp_path), save_on_each_node=True)
     with pytest.raises(ValueError, match="on_bad_row: expected one of error, skip, found 'drop'"):
         PreferenceConfig(output_dir=str(tmp_path), on_bad_row="drop")
+
+
+def test_a_tracker_stands_once_and_none_alone(tmp_path: Path) -> None:
+    """Twice it was told every metric twice; of none beside another it was said that none is allowed."""
+    for given, said in (
+        (["tensorboard", "tensorboard"], "tensorboard stands there twice"),
+        (["none", "tensorboard"], r"none stands alone, found \['none', 'tensorboard'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"^report_to: {said}"):
+            PreferenceConfig(output_dir=str(tmp_path), report_to=given)
+    assert PreferenceConfig(output_dir=str(tmp_path), report_to=["none"]).report_to == []

@@ -196,3 +196,13 @@ def test_tensorboard(run):
     texts = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]}
     assert "name: ipo" in texts["config/text_summary"]
     assert texts["report/text_summary"] == str((Path.cwd() / "run" / "report.html").resolve())
+
+
+@pytest.mark.parametrize("held", ["[1]", "{", '{"wandb": "w", "mlflow": 3}'])
+def test_ids_that_cannot_be_read_are_none_and_are_written_anew(held, tmp_path):
+    """A list there ended the run: mlflow did not start, 'list' object has no attribute 'get'."""
+    (tmp_path / "trackers.json").write_text(held, encoding="utf-8")
+    assert trackers._known(tmp_path, "mlflow") is None
+    trackers._remember(tmp_path, "mlflow", "new")
+    assert trackers._known(tmp_path, "mlflow") == "new"
+    assert trackers._known(tmp_path, "wandb") == ("w" if "w" in held else None)
