@@ -90,14 +90,15 @@ class Study:
             trials = self.trials()
             for trial in trials:
                 if not trial.state.is_finished() and (held := self._hold(trial.number)):
+                    if not self.search.space.distributions.keys() <= trial.params.keys():
+                        return Taken(trial.number, self._draw(trial.number, trial), held)
                     if self._goes_on(trial):
                         return Taken(trial.number, trial.params, held)
                     held.release()
             number = len(trials)
             if number >= self.search.options.trials or (held := self._hold(number)) is None:
                 return None
-            self._study.sampler = self._sampler(number)
-            return Taken(number, self._study.ask(dict(self.search.space.distributions)).params, held)
+            return Taken(number, self._draw(number), held)
 
     def settle(self, number: int, run: SweepRun) -> str:
         """Tells what came of a trial, if its folder or its run have said it; returns that in words, else nothing.
@@ -198,6 +199,17 @@ class Study:
             return RandomSampler(seed)
         with _quiet():
             return TPESampler(seed=seed, constant_liar=True)  # several workers draw apart from each other
+
+    def _draw(self, number: int, begun: FrozenTrial | None = None) -> Mapping[str, Any]:
+        """Returns what is drawn for a new trial, or for one whose worker was killed before all of it was drawn."""
+        from optuna.trial import TrialState
+
+        space, self._study.sampler = dict(self.search.space.distributions), self._sampler(number)
+        if begun is not None:
+            for name in (one for one in space if one in begun.params and not space[one].single()):
+                self._study.sampler.sample_independent(self._study, begun, name, space[name])  # the rest comes after it
+            self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)  # which ask() takes first
+        return self._study.ask(space).params
 
     def _hold(self, number: int) -> FileLock | None:
         """Returns the lock of a trial, taken; None where a worker holds it, or a run that outlived its worker."""

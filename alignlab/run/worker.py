@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.checkpoints import STOPPED_EARLY, StoppedEarly, write_whole
+from alignlab.checkpoints import STOPPED_EARLY, StoppedEarly, remove_asides, write_whole
 
 from .launcher import FAILED, Say, run_process, write_job
 from .search import Search
@@ -63,6 +63,7 @@ def _run(search: Search, study: Study, taken: Taken, in_process: bool) -> tuple[
     except ValueError as error:  # what was drawn does not go together
         return study.fail(number, str(error)), False
     search.config_file(number).parent.mkdir(exist_ok=True)
+    remove_asides(search.config_file(number))  # this worker's alone, as the trial is
     write_whole(search.config_file(number), run.config.to_yaml())
     status, reason = _in_process(search, number) if in_process else _own_process(search, taken, run.folder)
     if status == STOPPED_EARLY:

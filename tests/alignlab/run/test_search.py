@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dying import Died
 
 from alignlab.cli import main
 from alignlab.config.parser import read_yaml, write_yaml
@@ -207,6 +208,35 @@ def test_a_trial_stays_taken_while_the_run_that_its_killed_worker_began_is_start
         time.sleep(0.01)
     again = Study(search).take()
     assert again.number == 0
+    again.held.release()
+
+
+@pytest.mark.parametrize(("sampler", "drawn"), [("random", 0), ("random", 2), ("tpe", 1)])
+def test_a_worker_that_is_killed_while_it_draws_leaves_a_trial_that_is_drawn_to_its_end(
+    ask, drawn, sampler, monkeypatch
+):
+    """A trial without its values was run with those of the config, and counted as complete."""
+    space = {**RATES, "weight_decay": {"low": 0.0, "high": 0.5}, "loss.beta": {"low": 0.01, "high": 1.0}}
+    first = Study(load_search(ask("alone", space=space, sampler=sampler))).take()
+    first.held.release()
+    study = Study(load_search(ask("killed", space=space, sampler=sampler)))
+    write, calls, hold, held = study._storage.set_trial_param, [], study._hold, []
+    monkeypatch.setattr(study, "_hold", lambda number: held.append(hold(number)) or held[-1])
+
+    def dying(*args, **kwargs):
+        if len(calls) == drawn:
+            raise Died
+        calls.append(args)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(study._storage, "set_trial_param", dying)
+    with pytest.raises(Died):
+        study.take()
+    held[-1].release()  # as its death would
+    again = Study(load_search("killed.yaml")).take()
+    assert (again.number, again.drawn) == (0, first.drawn)
+    assert len(again.drawn) == 3
+    assert Study(load_search("killed.yaml")).table()["trials"][0]["state"] == "running"
     again.held.release()
 
 
