@@ -55,7 +55,7 @@ def _run_harness(harness: dict[str, Any], arguments: dict[str, Any]) -> None:
     shared = {
         name: arguments[name] for name in ("model", "tokenizer", "batch_size", "dtype", "seed", "trust_remote_code")
     }
-    tasks = tuple(harness["lm_eval"].split(","))
+    tasks = tuple(one.strip() for one in harness["lm_eval"].split(","))
     told = {
         name: harness[f"lm_eval_{key}"] for name, key in (("include", "tasks"), ("limit", "limit"), ("chat", "chat"))
     }

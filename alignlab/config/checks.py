@@ -274,6 +274,11 @@ def check_combinations(model: ModelOptions, data: DataConfig, peft: Values | Non
         raise ValueError("peft and model.adapter are both given: make a new adapter, or go on training a saved one")
     if model.adapter is not None and Path(model.adapter).exists() and not holds_adapter(model.adapter):
         raise ValueError(f"model.adapter: {model.adapter} holds no adapter_config.json: it is no saved adapter")
+    if model.adapter is not None and holds_adapter(model.name_or_path):
+        raise ValueError(
+            f"model.adapter: {model.name_or_path} (model.name_or_path) holds an adapter too, which would be left out; "
+            "name the base model there, or leave model.adapter out"
+        )
     has_adapter = peft is not None or model.adapter is not None
     if not has_adapter and not holds_adapter(model.name_or_path):
         for name in ("load_in_4bit", "load_in_8bit", "merge_adapter"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from .naming import loading
 from .quantised import is_quantised, prepare_quantised
 from .value_heads import save_reading, widen_head
 
+logger = logging.getLogger(__name__)
 _START = "adapter_start"  # what an adapter's weights began as, where the base weights lack it for good
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -72,6 +74,10 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict
 
     check_adapter(config, quantised=is_quantised(model))
+    names = [name for name, _ in model.named_modules()]
+    for asked in getattr(config, "modules_to_save", None) or ():
+        if not any(name.endswith(asked) for name in names):
+            raise ValueError(f"peft.modules_to_save: the model has no module {asked!r}, and PEFT would leave it out")
     try:
         adapted = get_peft_model(prepare_quantised(model), config)
     except (
@@ -168,10 +174,29 @@ def merge_adapter(model: Any, folder: Path, tokenizer: PreTrainedTokenizerBase) 
     """
     if not is_peft(model):
         raise ValueError("model.merge_adapter: the trained model has no adapter to merge")
-    merged = model.merge_and_unload() if not is_quantised(model) else _merged_dequantised(model)
+    merged = _merged(model) if not is_quantised(model) else _merged_dequantised(model)
     merged.save_pretrained(folder)
     save_reading(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def _merged(model: Any) -> Any:
+    """Returns the base with the adapter merged in; tied embeddings of which it changes one stand apart from then on.
+
+    Merged into the weight that both share, what was trained on one of them would change the other, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    inner = [one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in ends]
+    adapted = any(isinstance(one, BaseTunerLayer) for one in ends)
+    if adapted and getattr(inner[1], "weight", None) is getattr(inner[0], "weight", None) is not None:
+        inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+        logger.warning("merged: the adapter is on embeddings that are tied, which the merged model has apart")
+    return model.merge_and_unload()
 
 
 def _merged_dequantised(model: Any) -> Any:
@@ -184,4 +209,4 @@ def _merged_dequantised(model: Any) -> Any:
         config.init_lora_weights = True  # what the base gave to the start it has given: OLoRA would take it once more
     again = get_peft_model(model.unload().dequantize(), config)
     set_peft_model_state_dict(again, adapter)
-    return again.merge_and_unload()
+    return _merged(again)

@@ -120,6 +120,11 @@ def _adapted(model: PreTrainedModel, adapter: str, outputs: int) -> Any:
         check_task(adapter_config(adapter), outputs)
     with loading("adapter", adapter):
         adapted = PeftModel.from_pretrained(prepare_quantised(model), adapter, is_trainable=True)
+    for config in adapted.peft_config.values():
+        if config.base_model_name_or_path != model.name_or_path:
+            found = (adapter, config.base_model_name_or_path, model.name_or_path)
+            logger.warning("model.adapter: %s was made on %s, and stands on %s from here on", *found)
+            config.base_model_name_or_path = model.name_or_path  # what is saved names the base that it was trained on
     if outputs:
         widen_head(adapted)
     return adapted

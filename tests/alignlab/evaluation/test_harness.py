@@ -64,8 +64,8 @@ def test_a_task_of_our_own(tmp_path, tasks, model_path, capsys):
 
 
 def test_what_is_not_there_is_named(tmp_path, tasks, model_path, capsys, monkeypatch):
-    assert main(["eval", str(model_path), "--lm-eval", "no_such_task"]) == 2
-    assert "--lm-eval: there is no task 'no_such_task'" in capsys.readouterr().err
+    assert main(["eval", str(model_path), "--lm-eval", "no_such_task , no_other"]) == 2
+    assert "--lm-eval: there is no task 'no_such_task', 'no_other'" in capsys.readouterr().err
     assert main(["eval", str(model_path)]) == 2
     assert "--data: expected held-out pairs, or --lm-eval" in capsys.readouterr().err
     assert main(["eval", str(model_path), "--lm-eval", "a", "--lm-eval-tasks", str(tmp_path / "none")]) == 2
