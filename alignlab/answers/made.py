@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,13 @@ def made_beside(output: Path, of: Mapping[str, Any]) -> Made:
 def alone_with(path: Path) -> FileLock:
     """Returns the lock of who writes a file; it lies beside it and stays. Who has it may take it again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)
+    return _lock(path.with_name(f".{path.name}.lock").resolve())
+
+
+@cache
+def _lock(path: Path) -> FileLock:
+    """Returns this process's one lock of a file, which counts how often it is held."""
+    return FileLock(path)
 
 
 def unlike(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
