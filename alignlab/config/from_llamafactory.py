@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "dataset_dir": "data",
 }
 NUMBERS = {"val_size", "pref_ftx", "pref_bco_weight", "ld_alpha", "lora_alpha", "quantization_bit", "moe_aux_loss_coef"}
-NUMBERS |= {"preprocessing_num_workers"}
+NUMBERS |= {"preprocessing_num_workers", "lora_rank"}
 BETA = {"beta": "pref_beta"}
 ORPO = {"name": "orpo", "nll_scope": "completion", "nll_reduction": "example"}
 LOSSES: dict[str, LossRule] = {  # pref_loss

@@ -124,6 +124,8 @@ def _loss(account: Account, trainer: str, rules: dict[str, LossRule]) -> Any:
     named = account.get("loss_type") or FIRST[trainer]
     kinds = [str(one) for one in (named if isinstance(named, list) else [named])]
     weights = account.get("loss_weights") or [1.0] * len(kinds)
+    if not isinstance(weights, list) or not all(type(one) in (int, float) for one in weights):
+        raise ValueError(f"loss_weights: expected a list of numbers, found {weights!r}")
     if len(weights) != len(kinds):
         raise ValueError(f"loss_weights: {len(weights)} numbers for {len(kinds)} losses")
     chosen = [choose("loss_type", kind, rules) for kind in kinds]

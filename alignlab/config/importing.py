@@ -59,9 +59,12 @@ def import_config(source: str, path: str | Path, trainer: str | None = None) -> 
     convert, defaults, numbers = choose("import", source, SOURCES)
     path = Path(path)
     account = Account(_unquoted(read_yaml(path), defaults, numbers), defaults)
+    for key in numbers & account.given.keys():
+        if (found := account.given[key]) is not None and type(found) not in (int, float):
+            raise ValueError(f"{path}: {key}: expected a number, found {found!r}")
     try:
         convert(account, trainer)
-    except (TypeError, AttributeError, LookupError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{path}: a key holds what {source} would not take there: {error}") from error
     _rest(account)
     for block, values in PLACEHOLDERS.items():
