@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from making import make_model, make_rows, make_tokenizer
+from tqdm.std import tqdm
 
 from alignlab.rounds import Rounds
 
@@ -135,6 +137,7 @@ def main() -> int:
     folder = told.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(told.seed)
+    tqdm.set_lock(threading.RLock())  # forks share the usual one: who is killed with it stops all that come later
     make(folder)
     # One folder for all, moved away when a run is whole: paths stand in configs, and must be the same.
     work = folder / "work"

@@ -13,12 +13,16 @@ _HOME = tempfile.TemporaryDirectory(prefix="alignlab-tests-")
 os.environ["HF_HOME"] = _HOME.name
 
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from making import make_model, make_tokenizer
+from tqdm.std import tqdm
 from transformers import PreTrainedTokenizerFast
+
+tqdm.set_lock(threading.RLock())  # forks share the usual one: a child that is killed with it stops its parent, too
 
 # A file is one worker's, so those of minutes come first; that of Slurm mostly waits.
 LONGEST = ("slurm_real", "engines", "drills", "zoo_trainer", "repro", "engine_numerics", "gpu_benchmark", "fsdp_lives")
