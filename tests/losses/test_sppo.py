@@ -69,5 +69,5 @@ def test_probabilities_are_looked_at_when_the_rows_are_known():
     lists = losses.Facts(rows=2, ranges={"scores": (1.0, 9.0)})
     with pytest.raises(ValueError, match=r"^scores of the rows must be in \[0, 1\], found 1 to 9: sppo"):
         losses.build("sppo", data="lists").bind(lists)
-    with pytest.raises(ValueError, match=r"^score_chosen of the rows must be in \[0, 1\], found 1 to 9: sppo"):
+    with pytest.raises(ValueError, match=r"^base: score_chosen of the rows must be in \[0, 1\], found 1 to 9: sppo"):
         losses.build("over_pairs", base="sppo").bind(lists)
