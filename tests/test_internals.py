@@ -21,6 +21,7 @@ REACHED = {
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": "scoring/kernels: attention over trees is registered",
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": "scoring/kernels: and needs no mask",
     "bitsandbytes.nn.modules:has_avx512bf16": "models/quantised.py: switched off, its repacking breaks gradients",
+    "filelock._api:FileLockContext": "run/launcher.py: the descriptor of a lock, which a child process holds, too",
     "torch.utils._python_dispatch:TorchDispatchMode": "planner/trace.py: counts what a step allocates",
 }
 
